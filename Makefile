@@ -1,0 +1,51 @@
+# Two commands from a fresh clone: `make demo` and `make test`. Each makes its own virtual environment.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROJECTS := pyproject.toml $(wildcard */pyproject.toml)
+
+# CPU build of torch, by exact pin: a bare `torch` brings several GB of CUDA packages. With a CUDA card:
+#   make setup TORCH='torch --index-url https://download.pytorch.org/whl/cu130'
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+
+.PHONY: help setup demo test slow check protos bench clean
+
+help:  ## Show what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## Make .venv with everything in it
+
+$(STAMP): $(PROJECTS)
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Skerry needs Python 3.11 or newer; call make with PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    -e protos -e 'edge[grpc,mqtt,flower]' -e 'cloud[flower,postgres,objects]' \
+	    -e 'devices[examples]' --group dev
+	@touch $@
+
+demo: setup  ## Train a real model on four local devices (2 gRPC, 2 MQTT), with live progress
+	$(BIN)/skerry demo
+
+test: setup  ## Run the tests (marked slow: not)
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+slow: setup  ## Run the long soak and chaos tests
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+check: setup  ## Lint, types, import contracts, freshness of generated code
+	scripts/check
+
+protos: setup  ## Generate the Python of the .proto files
+	scripts/protos
+
+bench: setup  ## Run benchmarks/NAME.py: make bench NAME=rounds [QUICK=1]
+	@test -n "$(NAME)" || { echo "name one: make bench NAME=<$$(ls benchmarks/*.py | xargs -n1 basename | sed 's/\.py//' | grep -v '^_' | paste -sd'|')>"; exit 2; }
+	QUICK=$(QUICK) $(BIN)/python -m benchmarks.$(NAME)
+
+clean:  ## Remove what was made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
