@@ -9,29 +9,31 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from skerry_protos.messages import BlobRef, Digest, Parcel
-from skerry_protos.v1.fleet_pb2 import Frame
 
 
 class Wire(Protocol):
-    """Moves frames one way; may lose, repeat or reorder them unless `reliable`."""
+    """Moves packets (session.frames) one way; may lose or repeat them unless `reliable`."""
 
     @property
-    def max_frame(self) -> int:
-        """The largest serialised frame that `send` takes now, bytes."""
+    def max_packet(self) -> int:
+        """The largest packet that `send` takes now, bytes."""
         ...
 
     @property
     def chunk(self) -> int:
-        """The blob chunk and stream fragment size that suits this wire now, bytes."""
+        """The size of blob chunks and stream fragments that suits this wire now, bytes."""
         ...
 
     @property
     def reliable(self) -> bool:
-        """Whether frames arrive in order and once until the wire is cut."""
+        """Whether packets arrive in order and once until the wire is cut."""
         ...
 
-    async def send(self, frame: Frame) -> None:
-        """Send one frame, waiting while the wire is full; raise LinkError once it is cut."""
+    async def send(self, packet: bytes) -> None:
+        """Send one packet, waiting while the wire is full; raise LinkError once it is cut.
+
+        One caller at a time; it returns as soon as the wire has room for the next packet.
+        """
         ...
 
 
@@ -70,20 +72,28 @@ class Stream(Protocol):
 
 
 class Partial(Protocol):
-    """A blob on its way in: which chunks are here survives a restart."""
+    """A blob on its way in: which parts are here survives a restart.
+
+    Arrivals are noted in steps of `skerry_protos.blobs.STEP` bytes, so `chunk` may change at any
+    time to another multiple of it.
+    """
 
     chunk: int
 
-    def missing(self, limit: int) -> list[int]:
-        """Return up to `limit` offsets that have not arrived, lowest first."""
+    def missing(self, limit: int, start: int = 0) -> list[int]:
+        """Return up to `limit` offsets at or after `start` that are not all here, lowest first."""
         ...
 
     def write(self, offset: int, data: bytes) -> bool:
-        """Keep one chunk; return whether it was new."""
+        """Keep one chunk; return whether any of it was new; raise PeerError for a bad range."""
         ...
 
     @property
     def complete(self) -> bool: ...
+
+    def close(self) -> None:
+        """Let go of the files; what has arrived stays for the next `begin`."""
+        ...
 
 
 class Blobs(Protocol):

@@ -66,7 +66,11 @@ class Link(Protocol):
         ...
 
     async def fetch(self, ref: BlobRef, *, deadline_s: float) -> Path:
-        """Return the blob's file, moved and verified; raise RejectedError, TrustError, DeadlineError."""
+        """Return the blob's file, moved and verified.
+
+        Raise RejectedError when the cloud lacks it, TrustError when its bytes are not the digest's,
+        DeadlineError.
+        """
         ...
 
     async def open_stream(

@@ -51,38 +51,38 @@ class Version(_message.Message):
     def __init__(self, major: _Optional[int] = ..., minor: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "device", "agent_version", "resume", "nonce", "max_frame")
+    __slots__ = ("protocol", "device", "agent_version", "resume", "nonce", "max_packet")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
-    MAX_FRAME_FIELD_NUMBER: _ClassVar[int]
+    MAX_PACKET_FIELD_NUMBER: _ClassVar[int]
     protocol: Version
     device: str
     agent_version: str
     resume: int
     nonce: int
-    max_frame: int
-    def __init__(self, protocol: _Optional[_Union[Version, _Mapping]] = ..., device: _Optional[str] = ..., agent_version: _Optional[str] = ..., resume: _Optional[int] = ..., nonce: _Optional[int] = ..., max_frame: _Optional[int] = ...) -> None: ...
+    max_packet: int
+    def __init__(self, protocol: _Optional[_Union[Version, _Mapping]] = ..., device: _Optional[str] = ..., agent_version: _Optional[str] = ..., resume: _Optional[int] = ..., nonce: _Optional[int] = ..., max_packet: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "session", "nonce", "resumed", "max_frame", "heartbeat_s", "unix_time_s")
+    __slots__ = ("protocol", "session", "nonce", "resumed", "max_packet", "heartbeat_s", "unix_time_s")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
-    MAX_FRAME_FIELD_NUMBER: _ClassVar[int]
+    MAX_PACKET_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
     UNIX_TIME_S_FIELD_NUMBER: _ClassVar[int]
     protocol: Version
     session: int
     nonce: int
     resumed: bool
-    max_frame: int
+    max_packet: int
     heartbeat_s: float
     unix_time_s: float
-    def __init__(self, protocol: _Optional[_Union[Version, _Mapping]] = ..., session: _Optional[int] = ..., nonce: _Optional[int] = ..., resumed: _Optional[bool] = ..., max_frame: _Optional[int] = ..., heartbeat_s: _Optional[float] = ..., unix_time_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[_Union[Version, _Mapping]] = ..., session: _Optional[int] = ..., nonce: _Optional[int] = ..., resumed: _Optional[bool] = ..., max_packet: _Optional[int] = ..., heartbeat_s: _Optional[float] = ..., unix_time_s: _Optional[float] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("nonce", "code", "message", "retry_after_s")
@@ -123,14 +123,16 @@ class Ack(_message.Message):
     def __init__(self, parcels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Reject(_message.Message):
-    __slots__ = ("parcel", "code", "message")
+    __slots__ = ("parcel", "code", "message", "retry_after_s")
     PARCEL_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
     parcel: str
     code: str
     message: str
-    def __init__(self, parcel: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    retry_after_s: float
+    def __init__(self, parcel: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
 
 class BlobRef(_message.Message):
     __slots__ = ("digest", "size", "role")
@@ -157,16 +159,14 @@ class BlobRequest(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., chunk: _Optional[int] = ..., offsets: _Optional[_Iterable[int]] = ..., repair: _Optional[bool] = ...) -> None: ...
 
 class BlobChunk(_message.Message):
-    __slots__ = ("digest", "offset", "crc32", "data")
+    __slots__ = ("digest", "offset", "crc32")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     CRC32_FIELD_NUMBER: _ClassVar[int]
-    DATA_FIELD_NUMBER: _ClassVar[int]
     digest: bytes
     offset: int
     crc32: int
-    data: bytes
-    def __init__(self, digest: _Optional[bytes] = ..., offset: _Optional[int] = ..., crc32: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, digest: _Optional[bytes] = ..., offset: _Optional[int] = ..., crc32: _Optional[int] = ...) -> None: ...
 
 class BlobAbsent(_message.Message):
     __slots__ = ("digest", "message")
@@ -177,32 +177,30 @@ class BlobAbsent(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., message: _Optional[str] = ...) -> None: ...
 
 class StreamOpen(_message.Message):
-    __slots__ = ("stream", "kind", "run", "trace", "deadline_unix_s", "credit")
+    __slots__ = ("stream", "kind", "run", "trace", "lasts_s", "credit")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
-    DEADLINE_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    LASTS_S_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     stream: int
     kind: str
     run: str
     trace: str
-    deadline_unix_s: float
+    lasts_s: float
     credit: int
-    def __init__(self, stream: _Optional[int] = ..., kind: _Optional[str] = ..., run: _Optional[str] = ..., trace: _Optional[str] = ..., deadline_unix_s: _Optional[float] = ..., credit: _Optional[int] = ...) -> None: ...
+    def __init__(self, stream: _Optional[int] = ..., kind: _Optional[str] = ..., run: _Optional[str] = ..., trace: _Optional[str] = ..., lasts_s: _Optional[float] = ..., credit: _Optional[int] = ...) -> None: ...
 
 class StreamData(_message.Message):
-    __slots__ = ("stream", "seq", "more", "data")
+    __slots__ = ("stream", "seq", "more")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
-    DATA_FIELD_NUMBER: _ClassVar[int]
     stream: int
     seq: int
     more: bool
-    data: bytes
-    def __init__(self, stream: _Optional[int] = ..., seq: _Optional[int] = ..., more: _Optional[bool] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, stream: _Optional[int] = ..., seq: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class StreamCredit(_message.Message):
     __slots__ = ("stream", "next_seq", "limit")

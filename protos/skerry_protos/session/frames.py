@@ -1,0 +1,152 @@
+"""Packets: building what is sent, and checking all of what is received.
+
+A packet is a Frame and the data that follows it (see v1/fleet.proto). Only this package knows how
+values become `fleet_pb2` messages.
+"""
+
+import re
+import struct
+import zlib
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from skerry_protos.errors import PeerError
+from skerry_protos.messages import (
+    BLOB_SIZE_LIMIT,
+    BLOBS_LIMIT,
+    BODY_LIMIT,
+    ID_LIMIT,
+    BlobRef,
+    Digest,
+    Parcel,
+    ParcelId,
+    RunId,
+)
+from skerry_protos.v1 import fleet_pb2 as pb
+
+Buffer = bytes | bytearray | memoryview
+
+OVERHEAD: Final = 128
+"""Bytes that a packet adds to the data of a blob chunk or stream fragment, at most."""
+TEXT_LIMIT: Final = 2000
+"""Longest message for people in a Reject, Refusal, BlobAbsent or StreamEnd, characters."""
+
+_ID = re.compile(rf"[\x21-\x7e]{{1,{ID_LIMIT}}}")
+_HEAD: Final = struct.Struct("<I")
+_NOTHING: Final = memoryview(b"")
+
+
+def pack(frame: pb.Frame, data: Buffer = b"") -> bytes:
+    """Return the packet of a frame and its data."""
+    head = frame.SerializeToString()
+    return b"".join((_HEAD.pack(len(head)), head, data))
+
+
+def unpack(packet: bytes) -> tuple[pb.Frame, memoryview]:
+    """Return the frame of a packet and a view of its data, or raise PeerError."""
+    size = len(packet)
+    end = _HEAD.size + (_HEAD.unpack_from(packet)[0] if size >= _HEAD.size else 0)
+    if not _HEAD.size < end <= size:
+        raise PeerError(f"a packet of {size} bytes has a bad length of frame")
+    try:
+        frame = pb.Frame.FromString(packet[_HEAD.size : end])
+    except DecodeError as error:
+        raise PeerError(f"a frame of {end - _HEAD.size} bytes cannot be read: {error}") from error
+    return frame, memoryview(packet)[end:] if end < size else _NOTHING
+
+
+def chunk_packet(session: int, digest: bytes, offset: int, data: Buffer) -> bytes:
+    """Return the packet of one blob chunk; session 0 for a broadcast."""
+    frame = pb.Frame(session=session)
+    chunk = frame.blob_chunk
+    chunk.digest = digest
+    chunk.offset = offset
+    chunk.crc32 = zlib.crc32(data)
+    return pack(frame, data)
+
+
+def fragment_packet(session: int, stream: int, seq: int, data: Buffer, *, more: bool) -> bytes:
+    """Return the packet of one stream fragment."""
+    frame = pb.Frame(session=session)
+    fragment = frame.stream_data
+    fragment.stream = stream
+    fragment.seq = seq
+    fragment.more = more
+    return pack(frame, data)
+
+
+def parcel_message(parcel: Parcel) -> pb.Parcel:
+    """Return the message of a parcel, or raise ValueError naming what is outside its limits."""
+    if why := _flaw(parcel):
+        raise ValueError(why)
+    return pb.Parcel(
+        id=parcel.id,
+        kind=parcel.kind,
+        run=parcel.run,
+        round=parcel.round,
+        deadline_unix_s=parcel.deadline_unix_s,
+        trace=parcel.trace,
+        body=parcel.body,
+        blobs=[
+            pb.BlobRef(digest=bytes.fromhex(ref.digest), size=ref.size, role=ref.role)
+            for ref in parcel.blobs
+        ],
+    )
+
+
+def read_parcel(message: pb.Parcel) -> Parcel:
+    """Return the parcel in a message, or raise PeerError."""
+    parcel = Parcel(
+        id=ParcelId(message.id),
+        kind=message.kind,
+        run=RunId(message.run),
+        round=message.round,
+        deadline_unix_s=message.deadline_unix_s,
+        trace=message.trace,
+        body=message.body,
+        blobs=tuple(
+            BlobRef(digest=read_digest(ref.digest), size=ref.size, role=ref.role)
+            for ref in message.blobs[: BLOBS_LIMIT + 1]
+        ),
+    )
+    if why := _flaw(parcel):
+        raise PeerError(why)
+    return parcel
+
+
+def read_digest(digest: bytes) -> Digest:
+    """Return a digest from its 32 bytes, or raise PeerError."""
+    if len(digest) != 32:
+        raise PeerError(f"a digest has {len(digest)} bytes, not 32")
+    return Digest(digest.hex())
+
+
+def readable_id(text: str) -> bool:
+    """Return whether `text` may be an id: 1 to ID_LIMIT visible ASCII characters."""
+    return _ID.fullmatch(text) is not None
+
+
+def _flaw(parcel: Parcel) -> str | None:
+    """Return what is outside a parcel's limits, or None."""
+    if not readable_id(parcel.id):
+        return f"a parcel id is not 1 to {ID_LIMIT} visible characters: {parcel.id[:40]!r}"
+    if not readable_id(parcel.kind):
+        return f"parcel {parcel.id}: the kind is not 1 to {ID_LIMIT} visible characters"
+    if len(parcel.run) > ID_LIMIT or len(parcel.trace) > ID_LIMIT:
+        return f"parcel {parcel.id}: run or trace is longer than {ID_LIMIT} characters"
+    if len(parcel.body) > BODY_LIMIT:
+        return (
+            f"parcel {parcel.id}: the body has {len(parcel.body)} bytes, the limit is "
+            f"{BODY_LIMIT}: send it as a blob"
+        )
+    if len(parcel.blobs) > BLOBS_LIMIT:
+        return f"parcel {parcel.id}: more than {BLOBS_LIMIT} blobs"
+    if not 0 <= parcel.round < 2**32:
+        return f"parcel {parcel.id}: round {parcel.round} is out of range"
+    if not 0 <= parcel.deadline_unix_s < 1e12:
+        return f"parcel {parcel.id}: the deadline is not a time"
+    for ref in parcel.blobs:
+        if not 0 <= ref.size <= BLOB_SIZE_LIMIT or len(ref.role) > ID_LIMIT:
+            return f"parcel {parcel.id}: blob {ref.digest[:12]} has a bad size or role"
+    return None
