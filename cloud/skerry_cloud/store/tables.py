@@ -22,6 +22,7 @@ devices = sa.Table(
     # The device's number for Flower, 63 random bits; 1 is the server.
     sa.Column("node", sa.BigInteger, nullable=False, unique=True),
     sa.Column("profile", sa.String(64), nullable=False, default=""),
+    sa.Column("invite", sa.String(32), nullable=False, default=""),  # which invite it came by
     sa.Column("enrolled_at", sa.Float, nullable=False),
     sa.Column("revoked_at", sa.Float),
     sa.Column("revoked_why", sa.String(500)),
@@ -51,6 +52,8 @@ certificates = sa.Table(
     metadata,
     sa.Column("serial", sa.String(64), primary_key=True),
     sa.Column("device", sa.String(64), sa.ForeignKey("device.id"), nullable=False, index=True),
+    # SHA-256 of the public key, so that a join whose answer was lost can be repeated.
+    sa.Column("key_sha256", sa.String(64), nullable=False),
     sa.Column("issued_at", sa.Float, nullable=False),
     sa.Column("expires_at", sa.Float, nullable=False),
 )
@@ -62,8 +65,10 @@ invites = sa.Table(
     sa.Column("secret_sha256", sa.String(64), nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("uses", sa.Integer, nullable=False),
     sa.Column("uses_left", sa.Integer, nullable=False),
     sa.Column("labels", sa.JSON, nullable=False, default=dict),
+    sa.Column("created_by", sa.String(64), nullable=False, default=""),
     sa.Column("revoked_at", sa.Float),
 )
 
@@ -94,6 +99,8 @@ device_logs = sa.Table(
     metadata,
     sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
     sa.Column("device", sa.String(64), nullable=False, index=True),
+    # The parcel that brought the line: a parcel that comes twice is kept once.
+    sa.Column("parcel", sa.String(128), nullable=False, index=True),
     sa.Column("at", sa.Float, nullable=False),
     sa.Column("source", sa.String(16), nullable=False),
     sa.Column("level", sa.String(16), nullable=False),

@@ -40,6 +40,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("node", sa.BigInteger(), nullable=False),
         sa.Column("profile", sa.String(length=64), nullable=False),
+        sa.Column("invite", sa.String(length=32), nullable=False),
         sa.Column("enrolled_at", sa.Float(), nullable=False),
         sa.Column("revoked_at", sa.Float(), nullable=True),
         sa.Column("revoked_why", sa.String(length=500), nullable=True),
@@ -58,6 +59,7 @@ def upgrade() -> None:
         "device_log",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("device", sa.String(length=64), nullable=False),
+        sa.Column("parcel", sa.String(length=128), nullable=False),
         sa.Column("at", sa.Float(), nullable=False),
         sa.Column("source", sa.String(length=16), nullable=False),
         sa.Column("level", sa.String(length=16), nullable=False),
@@ -66,6 +68,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("device_log", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_device_log_device"), ["device"], unique=False)
+        batch_op.create_index(batch_op.f("ix_device_log_parcel"), ["parcel"], unique=False)
 
     op.create_table(
         "event",
@@ -87,8 +90,10 @@ def upgrade() -> None:
         sa.Column("secret_sha256", sa.String(length=64), nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("expires_at", sa.Float(), nullable=False),
+        sa.Column("uses", sa.Integer(), nullable=False),
         sa.Column("uses_left", sa.Integer(), nullable=False),
         sa.Column("labels", sa.JSON(), nullable=False),
+        sa.Column("created_by", sa.String(length=64), nullable=False),
         sa.Column("revoked_at", sa.Float(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_invite")),
     )
@@ -165,6 +170,7 @@ def upgrade() -> None:
         "certificate",
         sa.Column("serial", sa.String(length=64), nullable=False),
         sa.Column("device", sa.String(length=64), nullable=False),
+        sa.Column("key_sha256", sa.String(length=64), nullable=False),
         sa.Column("issued_at", sa.Float(), nullable=False),
         sa.Column("expires_at", sa.Float(), nullable=False),
         sa.ForeignKeyConstraint(["device"], ["device.id"], name=op.f("fk_certificate_device")),
@@ -215,6 +221,7 @@ def downgrade() -> None:
 
     op.drop_table("event")
     with op.batch_alter_table("device_log", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_device_log_parcel"))
         batch_op.drop_index(batch_op.f("ix_device_log_device"))
 
     op.drop_table("device_log")
