@@ -146,6 +146,10 @@ class Authority:
         """Return the ed25519 signature of a bundle's manifest."""
         return self._bundle_key.sign(manifest)
 
+    def requested(self, csr_pem: str) -> str:
+        """Return the fingerprint of the key that signed a request, or raise RejectedError."""
+        return key_fingerprint(_requested_key(csr_pem))
+
     def issue(self, device: DeviceId, csr_pem: str, now: float) -> Issued:
         """Return a certificate for `device` and the key that signed the request.
 

@@ -117,6 +117,15 @@ def enrol(
     return device, issued
 
 
+def renew(connection: sa.Connection, device: DeviceId, serial: str, issued: Issued) -> None:
+    """Keep a new certificate for the holder of certificate `serial`, or raise RejectedError."""
+    held = find(connection, device)
+    if held is None or not holds_certificate(connection, device, serial):
+        raise RejectedError("unknown-device", f"device {device!r} is not enrolled here")
+    require_not_revoked(held)
+    keep_certificate(connection, device, issued)
+
+
 def keep_certificate(connection: sa.Connection, device: DeviceId, issued: Issued) -> None:
     """Keep that `device` has this certificate; forget those long past renewing."""
     connection.execute(

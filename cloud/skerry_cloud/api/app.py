@@ -1,0 +1,138 @@
+"""The API put together, and served with TLS in the coordinator's own event loop."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from typing import Any
+
+import uvicorn
+from fastapi import APIRouter, FastAPI
+from pydantic import BaseModel, Field
+from skerry_protos.versions import installed_version
+
+from skerry_cloud.api import devices, enrol, invites, operators
+from skerry_cloud.api.auth import Guard
+from skerry_cloud.api.enrol import LinkView
+from skerry_cloud.api.errors import handle_errors
+from skerry_cloud.identity import Authority
+from skerry_cloud.registry import Registry
+from skerry_cloud.store import Store
+
+CONNECTIONS_LIMIT = 1000
+STOP_S = 5
+
+DESCRIPTION = """\
+What operators and their programs ask of a Skerry coordinator; the `skerry` command is its client.
+
+Send `Authorization: Bearer <token>`. A viewer reads; an operator also runs, labels, invites,
+cordons and drains; an admin also revokes devices and manages operators. Devices may be named by any
+beginning of their id that is unique. Lists answer `{"items": [...]}`; whatever is refused answers
+`{"error": {"code", "message", "hint"}}`, and the code is stable. Times are seconds since 1970, UTC.
+"""
+
+
+class Health(BaseModel):
+    """Whether the coordinator does its work."""
+
+    status: str = Field(description="ok, or degraded: it waits for something, see why")
+    why: str = ""
+    version: str
+    unix_time_s: float
+
+
+def make_app(
+    *,
+    store: Store,
+    authority: Authority,
+    registry: Registry,
+    url: str,
+    links: Iterable[LinkView],
+    routers: Iterable[APIRouter] = (),
+    large_bodies: Mapping[str, int] | None = None,
+) -> FastAPI:
+    """Return the API; `routers` are other parts' (the runs), `large_bodies` their paths' limits."""
+    version = installed_version("skerry-cloud")
+    app = FastAPI(
+        title="Skerry coordinator",
+        version=version,
+        description=DESCRIPTION,
+        docs_url=None,  # both pages load their scripts from elsewhere
+        redoc_url=None,
+    )
+
+    @app.get("/v1/health", tags=["health"])
+    async def health() -> Health:
+        """Say whether the coordinator does its work; open to probes."""
+        stuck = store.stuck
+        return Health(
+            status="degraded" if stuck else "ok",
+            why=str(stuck.message) if stuck else "",
+            version=version,
+            unix_time_s=time.time(),
+        )
+
+    app.include_router(
+        enrol.router(store, authority, links=list(links), heartbeat_s=registry.heartbeat_s)
+    )
+    app.include_router(devices.router(registry, store))
+    app.include_router(invites.router(store, url=url, pin=authority.pin))
+    app.include_router(operators.router(store))
+    for router in routers:
+        app.include_router(router)
+    handle_errors(app)
+    app.add_middleware(Guard, store=store, large_bodies=large_bodies or {})
+    return app
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the coordinator, and says when it takes requests."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    app: Any, sockets: list[socket.socket], context: ssl.SSLContext | None
+) -> AsyncIterator[None]:
+    """Serve `app` on bound sockets while the block runs; then finish requests, at most STOP_S."""
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS_LIMIT,
+        timeout_keep_alive=20,
+        timeout_graceful_shutdown=STOP_S,
+    )
+    config.load()
+    config.ssl = context
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets), name="http")
+    try:
+        ready = asyncio.create_task(server.ready.wait())
+        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if task.done():
+            task.result()
+            raise RuntimeError("the HTTP server stopped as it started")
+        yield
+    finally:
+        server.should_exit = True
+        async with asyncio.timeout(STOP_S * 2):
+            await task

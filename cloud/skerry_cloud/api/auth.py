@@ -1,0 +1,261 @@
+"""Who calls, and whether they may: bearer tokens, roles, and the guard around every request.
+
+A route says what it takes with `needs(Role.X)`; `Guard` has put the operator into the request's
+state before it runs, bounded the body, and keeps the audit log of everything that changes
+something, refused or not.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, params
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from skerry_cloud.api.errors import ApiError, answer
+from skerry_cloud.store import Store, StoreError, audit, operators
+from skerry_cloud.store.operators import Operator, Role
+
+BODY_LIMIT = 256 * 1024
+"""Largest request body of routes that do not name their own, bytes."""
+PATIENCE_S = 3.0
+"""How long a request waits for a full disk before it is refused."""
+READS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+_bearer = HTTPBearer(auto_error=False, description="An operator's token (`sko1.…`).")
+
+
+def needs(role: Role) -> Any:
+    """Return the dependency of a route that only operators with `role` may use."""
+
+    def allow(
+        request: Request,
+        _shown: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    ) -> Operator:
+        operator: Operator | None = request.state.operator
+        if operator is None:
+            raise ApiError(
+                401,
+                "unauthorized",
+                "this needs an operator's token",
+                hint="send Authorization: Bearer <token>",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        if not operator.role.includes(role):
+            raise ApiError(
+                403,
+                "forbidden",
+                f"{operator.name!r} is a {operator.role.value}, and this takes an {role.value}",
+                hint="ask an admin for a token with that role",
+            )
+        return operator
+
+    allow.role = role  # type: ignore[attr-defined]
+    return Depends(allow)
+
+
+def role_of(dependencies: list[params.Depends]) -> Role | None:
+    """Return the role that a route's dependencies ask for, or None."""
+    found = [getattr(one.dependency, "role", None) for one in dependencies]
+    return next((role for role in found if isinstance(role, Role)), None)
+
+
+def caller(request: Request) -> Operator:
+    """Return who calls; only for routes that `needs` guards."""
+    operator: Operator = request.state.operator
+    return operator
+
+
+def note(request: Request, **detail: object) -> None:
+    """Add to what the audit log says of this request; no secrets."""
+    request.state.detail.update(detail)
+
+
+Caller = Annotated[Operator, Depends(caller)]
+
+
+class Allowance:
+    """A token bucket per key: `burst` at once, then `each_s` apart; forgets the idle."""
+
+    KEYS_LIMIT = 10_000
+
+    def __init__(
+        self, burst: int, each_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._burst, self._each_s, self._clock = burst, each_s, clock
+        self._empty_at: dict[str, float] = {}
+
+    def take(self, key: str) -> bool:
+        """Take one; return whether there was one to take."""
+        left = self.left(key)
+        if left < 1:
+            return False
+        if len(self._empty_at) >= self.KEYS_LIMIT:
+            now = self._clock()
+            full = {k for k, at in self._empty_at.items() if now - at >= self._burst * self._each_s}
+            self._empty_at = {k: at for k, at in self._empty_at.items() if k not in full}
+        self._empty_at[key] = self._clock() - (left - 1) * self._each_s
+        return True
+
+    def left(self, key: str) -> float:
+        """Return how many may be taken now."""
+        if key not in self._empty_at:
+            if len(self._empty_at) >= self.KEYS_LIMIT * 2:
+                return 0.0  # a flood of addresses: refuse new ones until the idle are forgotten
+            return float(self._burst)
+        return min(self._burst, (self._clock() - self._empty_at[key]) / self._each_s)
+
+
+class Guard:
+    """The ASGI layer around the API: who calls, how large a body may be, and the audit log."""
+
+    def __init__(self, app: ASGIApp, *, store: Store, large_bodies: Mapping[str, int]) -> None:
+        self._app = app
+        self._store = store
+        self._large_bodies = large_bodies
+        self._failures = Allowance(burst=30, each_s=1.0)
+        self._strangers = Allowance(burst=500, each_s=0.05)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        state.update(operator=None, detail={}, why="", audited=False)
+        try:
+            state["operator"] = await self._operator(scope)
+            bounded = self._bounded(scope, receive)
+            if scope["method"] in READS:
+                await self._app(scope, bounded, send)
+            else:
+                await self._audited(scope, bounded, send)
+        except (ApiError, StoreError) as error:
+            status = error.status if isinstance(error, ApiError) else 503
+            status = 507 if error.code == "disk-full" else status
+            headers = error.headers if isinstance(error, ApiError) else None
+            refusal = answer(status, error.code, error.message, error.hint, headers)
+            await refusal(scope, receive, send)
+
+    async def _operator(self, scope: Scope) -> Operator | None:
+        """Return whose bearer token this is; None without one; raise ApiError for a wrong one."""
+        header = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, token = header.decode("latin-1").partition(" ")
+        if not header or scheme.lower() != "bearer":
+            return None
+        self._spare(scope)
+        found = None
+        if len(token) <= 200:
+            found = await self._store.read(lambda c: operators.by_token(c, token.strip()))
+        if found is None:
+            self._failures.take(address_of(scope))
+            if scope["method"] not in READS:
+                await self._note_refused(scope)
+            raise ApiError(
+                401, "unauthorized", "the token is wrong or was revoked", hint="ask an admin"
+            )
+        return found
+
+    def _spare(self, scope: Scope) -> None:
+        """Refuse an address that has failed too often lately, before it costs anything."""
+        if self._failures.left(address_of(scope)) < 1:
+            raise ApiError(
+                429,
+                "too-many",
+                "too many refused requests from this address: wait a minute",
+                headers={"Retry-After": "60"},
+            )
+
+    async def _note_refused(self, scope: Scope) -> None:
+        def write(connection: Any) -> None:
+            number = audit.begin(
+                connection,
+                operator="",
+                action=scope["method"].lower(),
+                target=scope["path"],
+                detail={"address": address_of(scope)},
+            )
+            audit.finish(
+                connection,
+                number,
+                scope["method"].lower(),
+                "401 unauthorized",
+                {"address": address_of(scope)},
+            )
+
+        await self._store.write(write, patience_s=PATIENCE_S)
+
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """Return `receive` that refuses a body larger than the route takes."""
+        limit = self._large_bodies.get(scope["path"], BODY_LIMIT)
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        why = f"the request is larger than {limit} bytes"
+        if not length.isdigit() or int(length[:19]) > limit:
+            raise ApiError(413, "too-large", why)
+        came = 0
+
+        async def bounded() -> Message:
+            nonlocal came
+            message = await receive()
+            came += len(message.get("body", b""))
+            if came > limit:
+                raise HTTPException(413, why)  # the one error FastAPI passes on while it reads
+            return message
+
+        return bounded
+
+    async def _audited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write a row before the action and finish it before the answer goes out."""
+        state = scope["state"]
+        operator: Operator | None = state["operator"]
+        target, detail = scope["path"], {"address": address_of(scope)}
+        name = operator.name if operator else ""
+        if operator is None:
+            self._spare(scope)
+            if not self._strangers.take(detail["address"]):
+                raise ApiError(
+                    429,
+                    "too-many",
+                    "too many requests from this address: wait a little",
+                    headers={"Retry-After": "5"},
+                )
+        number = await self._store.write(
+            lambda c: audit.begin(
+                c, operator=name, action=scope["method"].lower(), target=target, detail=detail
+            ),
+            patience_s=PATIENCE_S,
+        )
+        finished = False
+
+        async def finish(status: int) -> None:
+            nonlocal finished
+            finished = True
+            if operator is None and 400 <= status < 500:
+                self._failures.take(detail["address"])
+            outcome = f"{status} {state['why']}".strip()
+            route = scope.get("route")
+            action = getattr(route, "name", "") or scope["method"].lower()
+            await self._store.write(
+                lambda c: audit.finish(c, number, action, outcome, detail | state["detail"]),
+                patience_s=PATIENCE_S,
+            )
+
+        async def audited(message: Message) -> None:
+            if message["type"] == "http.response.start" and not finished:
+                await finish(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, audited)
+        except Exception:
+            if not finished:
+                await finish(500)
+            raise
+
+
+def address_of(scope: Scope) -> str:
+    """Return the caller's network address."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
