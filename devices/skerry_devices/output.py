@@ -1,0 +1,139 @@
+"""What commands print: a table for people, JSON or JSON lines for programs."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Item = Mapping[str, Any]
+
+
+class Format(StrEnum):
+    """How a command prints its result."""
+
+    TABLE = "table"
+    JSON = "json"
+    JSONL = "jsonl"
+
+
+Output = Annotated[
+    Format, typer.Option("--output", "-o", help="How to print: table, json or jsonl.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table: its title, and what it says of an item."""
+
+    title: str
+    says: Callable[[Item], str]
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """Return the terminal; where there is none, wide enough that no table is cut."""
+    from rich.console import Console
+
+    file = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr, highlight=False, width=None if file.isatty() else 400, soft_wrap=False
+    )
+
+
+def table(columns: Sequence[Column], items: Iterable[Item], *, title: str = "") -> "Table":
+    """Return a table without lines, titles in capitals."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+    for column in columns:
+        made.add_column(column.title.upper(), overflow="fold")
+    for item in items:
+        made.add_row(*(Text(column.says(item)) for column in columns))
+    return made
+
+
+def show_list(
+    items: Sequence[Item], columns: Sequence[Column], form: Format, *, empty: str
+) -> None:
+    """Print a list; `empty` tells a person what to do when there is nothing in it."""
+    if form is Format.JSON:
+        print(json.dumps(list(items), indent=2))
+    elif form is Format.JSONL:
+        for item in items:
+            print(json.dumps(item))
+    elif items:
+        console().print(table(columns, items))
+    else:
+        print(empty, file=sys.stderr)
+
+
+def show_one(item: Item, rows: Sequence[tuple[str, str]], form: Format) -> None:
+    """Print one thing: as JSON, or as lines of `name  value` for people."""
+    if form is not Format.TABLE:
+        print(json.dumps(item, indent=2 if form is Format.JSON else None))
+        return
+    width = max(len(name) for name, _ in rows) + 2
+    for name, value in rows:
+        print(f"{name:<{width}}{value}".rstrip())
+
+
+def done(item: Item, sentence: str, form: Format) -> None:
+    """Print what a command did."""
+    if form is Format.TABLE:
+        print(sentence)
+    else:
+        print(json.dumps(item, indent=2 if form is Format.JSON else None))
+
+
+def ago(unix_s: float | None, *, now: float | None = None) -> str:
+    """Return how long ago a moment was, as people say it."""
+    from skerry_cloud.durations import shown_duration
+
+    if not unix_s:
+        return "never"
+    gone = (time.time() if now is None else now) - unix_s
+    return "now" if abs(gone) < 1 else f"{shown_duration(gone)} ago" if gone > 0 else "just now"
+
+
+def ahead(unix_s: float | None) -> str:
+    """Return how long until a moment."""
+    from skerry_cloud.durations import shown_duration
+
+    if not unix_s:
+        return "-"
+    left = unix_s - time.time()
+    return f"in {shown_duration(left)}" if left > 0 else "passed"
+
+
+def clock(unix_s: float) -> str:
+    """Return a moment as local time of day, with the date when it is not today."""
+    moment, today = time.localtime(unix_s), time.localtime()
+    form = "%H:%M:%S" if moment[:3] == today[:3] else "%Y-%m-%d %H:%M:%S"
+    return time.strftime(form, moment)
+
+
+def size(nbytes: float | None) -> str:
+    """Return a number of bytes as people say it."""
+    if nbytes is None:
+        return "-"
+    for unit in ("B", "KB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return (
+                f"{nbytes:.0f} {unit}" if unit == "B" or nbytes >= 100 else f"{nbytes:.1f} {unit}"
+            )
+        nbytes /= 1000
+    raise AssertionError
+
+
+def labels(item: Mapping[str, str] | None) -> str:
+    """Return labels as `k=v,k=v`."""
+    return ",".join(f"{key}={value}" for key, value in sorted((item or {}).items())) or "-"
