@@ -1,0 +1,254 @@
+"""One connection to an MQTT broker, the same for a device and the coordinator.
+
+aiomqtt connects, subscribes and keeps alive; packets go past its queues in both directions: out
+through a bounded buffer, in by a callback. All packets are QoS 0: delivery is the session's work,
+a broker's acknowledgement promises one hop only (RELIABILITY.md 0.1), and at QoS 1 messages
+overtake each other and cost twice the CPU.
+
+The only module here that needs aiomqtt; the `mqtt` extra of skerry-edge and skerry-cloud bring it.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiomqtt
+from aiomqtt.exceptions import MqttConnectError
+from paho.mqtt.enums import MQTTErrorCode
+
+from skerry_protos.errors import LinkError
+
+CONNECT_S = 10.0
+KEEPALIVE_S = 30
+BUFFER: Final = 256 * 1024
+"""Bytes written and not on the socket yet, beyond which `push` waits."""
+PACKET: Final = 64 * 1024 + 1024
+"""Largest packet we make, where the broker takes it: a chunk of 64 KiB with its frame."""
+ENVELOPE: Final = 160
+"""Bytes that MQTT adds to a packet at most: header, topic and properties."""
+UNSUPPORTED_VERSION: Final = frozenset({1, 132})
+"""CONNACK codes for "not this MQTT version", of a 3.1.1 broker and of MQTT 5."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """A broker and who we are to it; without TLS the broker believes the name."""
+
+    host: str
+    port: int
+    name: str
+    tls: ssl.SSLContext | None
+
+    def __str__(self) -> str:
+        return f"{'mqtts' if self.tls else 'mqtt'}://{self.host}:{self.port}"
+
+
+class _Socket(ssl.SSLSocket):
+    """paho leaves the socket open when the handshake fails, and waits a keep-alive for it."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        self.settimeout(CONNECT_S / 2)
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
+class BrokerConnection(aiomqtt.Client):
+    """Publishes and receives until it is lost or closed; never used again after that."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        on_message: Callable[[str, bytes], None],
+        will: aiomqtt.Will,
+        version: aiomqtt.ProtocolVersion,
+    ) -> None:
+        """Prepare; `on_message` is told topic and packet, must not wait and must not raise."""
+        if address.tls is not None:
+            address.tls.sslsocket_class = _Socket
+        super().__init__(
+            address.host,
+            address.port,
+            identifier=address.name,
+            username=None if address.tls else address.name,
+            protocol=version,
+            will=will,
+            timeout=CONNECT_S,
+            keepalive=KEEPALIVE_S,
+            tls_context=address.tls,
+            # Without it, Nagle's algorithm and delayed acknowledgements cost 40 ms a message.
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+        )
+        self._client.connect_timeout = CONNECT_S / 2
+        self._address = address
+        self._deliver = on_message
+        self._announced: int | None = None
+        self._sizes: dict[int, int] = {}
+        self._buffered = 0
+        self._room = asyncio.Event()
+        self._turns = asyncio.Lock()
+        self._dropped = False
+        self.lost = asyncio.Event()
+        self.why = ""
+
+    @property
+    def announced(self) -> int | None:
+        """The largest packet the broker says it takes (MQTT 5), less MQTT's own bytes."""
+        return None if self._announced is None else max(0, self._announced - ENVELOPE)
+
+    async def open(self) -> None:
+        """Connect, or raise LinkError."""
+        opening = asyncio.ensure_future(self.__aenter__())
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # paho connects in a thread, which cannot be stopped: wait, then close what it opened.
+            await asyncio.wait({opening}, timeout=2 * CONNECT_S)
+            self._drop()
+            raise
+        except MqttConnectError:
+            self._drop()
+            raise
+        except (aiomqtt.MqttError, OSError) as error:
+            self._drop()
+            raise LinkError(f"{self._address}: {error}") from error
+        self._disconnected.add_done_callback(self._ended)
+
+    async def close(self) -> None:
+        """Say goodbye if that is possible, and close; the broker publishes no will then."""
+        if not self.lost.is_set():
+            self.timeout = 2.0
+            with contextlib.suppress(aiomqtt.MqttError, OSError):
+                await self.__aexit__(None, None, None)
+        self._end("the connection was closed")
+        self._drop()
+
+    async def push(self, topic: str, packet: bytes) -> None:
+        """Send one packet at QoS 0, waiting for room first; raise LinkError once it is lost."""
+        if self._buffered >= BUFFER:
+            async with self._turns:  # first come, first served
+                while self._buffered >= BUFFER and not self.lost.is_set():
+                    self._room.clear()
+                    await self._room.wait()
+        self.push_now(topic, packet)
+
+    def push_now(self, topic: str, packet: bytes) -> None:
+        """Send one packet at QoS 0 without waiting."""
+        if self.lost.is_set():
+            raise LinkError(self.why)
+        try:
+            info = self._client.publish(topic, packet)
+        except (ValueError, OSError) as error:
+            raise LinkError(f"{self._address}: {error}") from error
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise LinkError(f"{self._address}: cannot publish: {info.rc.name}")
+        if not info.is_published():
+            self._sizes[info.mid] = len(packet)
+            self._buffered += len(packet)
+
+    async def listen(self, *topics: str) -> None:
+        """Subscribe to topics at QoS 0, or raise LinkError."""
+        try:
+            codes = await self.subscribe([(topic, 0) for topic in topics])
+        except (aiomqtt.MqttError, ValueError) as error:
+            raise LinkError(f"{self._address}: cannot subscribe: {error}") from error
+        refused = [t for t, code in zip(topics, codes, strict=True) if _number(code) >= 0x80]
+        if refused:
+            raise LinkError(f"{self._address} does not let us read {refused[0]}")
+
+    async def retain(self, topic: str, payload: bytes) -> None:
+        """Publish a retained message at QoS 1, or raise LinkError."""
+        try:
+            await self.publish(topic, payload, qos=1, retain=True)
+        except aiomqtt.MqttError as error:
+            raise LinkError(f"{self._address}: cannot publish {topic}: {error}") from error
+
+    def ignore(self, topic: str) -> None:
+        """Unsubscribe from a topic, without waiting for the broker's word."""
+        if not self.lost.is_set():
+            self._client.unsubscribe(topic)
+
+    # --- what paho calls, in the event loop
+
+    def _on_connect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
+    ) -> None:
+        self._announced = getattr(properties, "MaximumPacketSize", None)
+        super()._on_connect(client, userdata, flags, reason_code, properties)
+
+    def _on_disconnect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
+    ) -> None:
+        if not self._connected.done():  # aiomqtt would wait for its timeout
+            if not self._dropped:
+                self._connected.set_exception(aiomqtt.MqttError("the broker closed the connection"))
+            return
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
+    def _on_unsubscribe(self, *args: Any) -> None:
+        """Take the answer to `ignore`, which nobody waits for."""
+
+    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:  # noqa: ARG002
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            return
+        self._deliver(topic, message.payload)
+
+    def _on_publish(
+        self, client: Any, userdata: Any, mid: int, reason_code: Any, properties: Any
+    ) -> None:
+        size = self._sizes.pop(mid, None)
+        if size is None:
+            super()._on_publish(client, userdata, mid, reason_code, properties)
+            return
+        self._buffered -= size
+        if self._buffered < BUFFER:
+            self._room.set()
+
+    # --- the end
+
+    def _ended(self, disconnected: asyncio.Future[None]) -> None:
+        error = None if disconnected.cancelled() else disconnected.exception()
+        self._end(str(error or "the broker closed the connection"))
+
+    def _end(self, why: str) -> None:
+        if not self.lost.is_set():
+            self.why = f"{self._address}: {why}"
+            self.lost.set()
+            self._room.set()
+
+    def _drop(self) -> None:
+        """Close the socket in any state; neither aiomqtt nor paho have a public way."""
+        self._dropped = True
+        with contextlib.suppress(OSError):
+            self._client._sock_close()
+
+
+async def connect(
+    address: Address, *, on_message: Callable[[str, bytes], None], will: aiomqtt.Will
+) -> BrokerConnection:
+    """Return an open connection: MQTT 5 where the broker has it, else 3.1.1; or raise LinkError."""
+    for version in (aiomqtt.ProtocolVersion.V5, aiomqtt.ProtocolVersion.V311):
+        connection = BrokerConnection(address, on_message=on_message, will=will, version=version)
+        try:
+            await connection.open()
+        except MqttConnectError as error:
+            code = _number(error.rc)
+            if code not in UNSUPPORTED_VERSION or version is aiomqtt.ProtocolVersion.V311:
+                raise LinkError(f"{address} refuses {address.name}: {error}") from error
+        else:
+            return connection
+    raise LinkError(f"{address} speaks neither MQTT 5 nor 3.1.1")
+
+
+def _number(code: Any) -> int:
+    """Return the number of a reason code, of MQTT 5 (an object) or 3.1.1 (an int)."""
+    return int(getattr(code, "value", code))
