@@ -1,6 +1,7 @@
-"""Flower's own deployment (SuperLink and SuperNodes as processes), in a virtual environment of its own.
+"""Flower's own deployment: a SuperLink and SuperNodes, each its own process.
 
-Its own environment, because flwr's command line wants a newer typer than the embedded broker allows.
+It has a virtual environment of its own, because flwr's command line wants a newer typer than the
+embedded broker allows.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What every benchmark needs: the processor time and memory of a tree of processes, and JSON out."""
+"""What every benchmark needs: processor time and memory of trees of processes, JSON out."""
 
 import json
 import os
