@@ -191,6 +191,7 @@ class Registry:
                     lambda c: kept.keep_log(c, device, parcel.id, lines),
                     patience_s=ACCEPT_PATIENCE_S,
                 )
+                await self._wake()
             case ParcelKind.RENEW:
                 await self._renew(device, parcel)
             case ParcelKind.REPLY:

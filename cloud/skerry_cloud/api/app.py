@@ -6,7 +6,6 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
@@ -83,7 +82,10 @@ def make_app(
     for router in routers:
         app.include_router(router)
     handle_errors(app)
-    app.add_middleware(Guard, store=store, large_bodies=large_bodies or {})
+    app.state.stopping = asyncio.Event()
+    app.add_middleware(
+        Guard, store=store, large_bodies=large_bodies or {}, stopping=app.state.stopping
+    )
     return app
 
 
@@ -105,7 +107,7 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: Any, sockets: list[socket.socket], context: ssl.SSLContext | None
+    app: FastAPI, sockets: list[socket.socket], context: ssl.SSLContext | None
 ) -> AsyncIterator[None]:
     """Serve `app` on bound sockets while the block runs; then finish requests, at most STOP_S."""
     config = uvicorn.Config(
@@ -133,6 +135,7 @@ async def serving(
             raise RuntimeError("the HTTP server stopped as it started")
         yield
     finally:
+        app.state.stopping.set()
         server.should_exit = True
         async with asyncio.timeout(STOP_S * 2):
             await task

@@ -5,11 +5,12 @@ state before it runs, bounded the body, and keeps the audit log of everything th
 something, refused or not.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from fastapi import Depends, Request, params
+from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,14 +53,7 @@ def needs(role: Role) -> Any:
             )
         return operator
 
-    allow.role = role  # type: ignore[attr-defined]
     return Depends(allow)
-
-
-def role_of(dependencies: list[params.Depends]) -> Role | None:
-    """Return the role that a route's dependencies ask for, or None."""
-    found = [getattr(one.dependency, "role", None) for one in dependencies]
-    return next((role for role in found if isinstance(role, Role)), None)
 
 
 def caller(request: Request) -> Operator:
@@ -111,8 +105,16 @@ class Allowance:
 class Guard:
     """The ASGI layer around the API: who calls, how large a body may be, and the audit log."""
 
-    def __init__(self, app: ASGIApp, *, store: Store, large_bodies: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        store: Store,
+        large_bodies: Mapping[str, int],
+        stopping: asyncio.Event,
+    ) -> None:
         self._app = app
+        self._stopping = stopping
         self._store = store
         self._large_bodies = large_bodies
         self._failures = Allowance(burst=30, each_s=1.0)
@@ -129,7 +131,7 @@ class Guard:
             state["operator"] = await self._operator(scope)
             bounded = self._bounded(scope, receive)
             if scope["method"] in READS:
-                await self._app(scope, bounded, send)
+                await self._until_stopping(scope, bounded, send)
             else:
                 await self._audited(scope, bounded, send)
         except (ApiError, StoreError) as error:
@@ -157,6 +159,28 @@ class Guard:
                 401, "unauthorized", "the token is wrong or was revoked", hint="ask an admin"
             )
         return found
+
+    async def _until_stopping(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a reading request, and end its wait when the coordinator stops."""
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        stopping = asyncio.create_task(self._stopping.wait())
+        request = asyncio.ensure_future(self._app(scope, receive, noting))
+        try:
+            await asyncio.wait({stopping, request}, return_when=asyncio.FIRST_COMPLETED)
+            if request.done() or started:
+                await request
+                return
+        finally:
+            stopping.cancel()
+            request.cancel()
+        await asyncio.wait({request})
+        raise ApiError(503, "stopping", "the coordinator is stopping: ask again when it is back")
 
     def _spare(self, scope: Scope) -> None:
         """Refuse an address that has failed too often lately, before it costs anything."""
