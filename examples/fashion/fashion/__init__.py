@@ -1,0 +1,1 @@
+"""Fashion-MNIST on non-IID shares: a plain Flower app; nothing in it knows Skerry."""
