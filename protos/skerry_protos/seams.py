@@ -80,11 +80,16 @@ class Partial(Protocol):
 
     chunk: int
 
+    @property
+    def resumed(self) -> bool:
+        """Whether some of it was here before this process began."""
+        ...
+
     def missing(self, limit: int, start: int = 0) -> list[int]:
         """Return up to `limit` offsets at or after `start` that are not all here, lowest first."""
         ...
 
-    def write(self, offset: int, data: bytes) -> bool:
+    def write(self, offset: int, data: bytes | memoryview) -> bool:
         """Keep one chunk; return whether any of it was new; raise PeerError for a bad range."""
         ...
 
@@ -104,7 +109,10 @@ class Blobs(Protocol):
         ...
 
     def begin(self, ref: BlobRef, chunk: int) -> Partial:
-        """Begin or go on with an arriving blob; raise PeerError for one too large."""
+        """Begin or go on with an arriving blob; raise PeerError for one too large.
+
+        Who begins it a second time at once shares the first one's Partial.
+        """
         ...
 
     def commit(self, ref: BlobRef, partial: Partial) -> Path:

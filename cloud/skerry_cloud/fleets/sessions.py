@@ -58,10 +58,25 @@ class Visit:
         if self.over:
             return
         try:
-            self.session.receive(*unpack(packet))
+            frame, data = unpack(packet)
         except PeerError as error:
-            log.warning("device %s broke the protocol: %s", self.device, error)
-            self.dismiss(RefusedError(RefusalCode.MALFORMED, str(error), retry_after_s=5.0))
+            self.broke(error)
+        else:
+            self.take(frame, data)
+
+    def take(self, frame: pb.Frame, data: memoryview) -> None:
+        """Take an unpacked packet of this device; cut the wire when it is malformed."""
+        if self.over:
+            return
+        try:
+            self.session.receive(frame, data)
+        except PeerError as error:
+            self.broke(error)
+
+    def broke(self, error: PeerError) -> None:
+        """Dismiss a device that broke the protocol."""
+        log.warning("device %s broke the protocol: %s", self.device, error)
+        self.dismiss(RefusedError(RefusalCode.MALFORMED, str(error), retry_after_s=5.0))
 
     def cut(self, why: str) -> None:
         """Close the wire; its reader then ends and calls `Sessions.leave`."""

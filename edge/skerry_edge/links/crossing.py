@@ -30,6 +30,8 @@ PATIENT_WAIT_S = 30.0
 PATIENCE = 16
 SETTLED_S = 10.0
 """A connection that lasted this long was a success: the next pause is the first again."""
+MET = 3
+"""A shorter one that was welcomed: the pause grows to that of this attempt, no further."""
 
 
 class Connection(Wire, Protocol):
@@ -71,6 +73,7 @@ class Crossing:
         self._dial = dial
         self._broken: asyncio.Event = asyncio.Event()
         self._why = ""
+        self._met = False
         self._task: asyncio.Task[None] | None = None
         self.session = Session(
             side=Side.DEVICE,
@@ -122,7 +125,7 @@ class Crossing:
         attempt = 0
         loop = asyncio.get_running_loop()
         while True:
-            began, asked = loop.time(), 0.0
+            began, asked, self._met = loop.time(), 0.0, False
             try:
                 await self._cross()
                 why = "the connection was closed"
@@ -144,7 +147,9 @@ class Crossing:
                 why = f"{self._config.url}: {type(error).__name__}: {error}"
             finally:
                 self.session.detach(self._why or "the connection was cut")
-            attempt = 1 if loop.time() - began > SETTLED_S else attempt + 1
+            attempt += 1
+            if self._met:
+                attempt = 1 if loop.time() - began > SETTLED_S else min(attempt, MET)
             wait = max(pause(attempt, random.random()), asked)  # noqa: S311 - only spreads load
             self._config.on_state(why, wait)
             await asyncio.sleep(wait)
@@ -186,6 +191,7 @@ class Crossing:
             resumed=welcome.resumed,
             max_packet=welcome.max_packet,
         )
+        self._met = True
         config.on_welcome(welcome.unix_time_s, welcome.heartbeat_s)
         config.on_state(None, 0.0)
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from skerry_protos.errors import PeerError
+from skerry_protos.errors import PeerError, RejectCode, RejectedError
 from skerry_protos.messages import (
     BLOB_SIZE_LIMIT,
     BLOBS_LIMIT,
@@ -37,10 +37,10 @@ _HEAD: Final = struct.Struct("<I")
 _NOTHING: Final = memoryview(b"")
 
 
-def pack(frame: pb.Frame, data: Buffer = b"") -> bytes:
-    """Return the packet of a frame and its data."""
+def pack(frame: pb.Frame, *data: Buffer) -> bytes:
+    """Return the packet of a frame and its data, which may be in several parts."""
     head = frame.SerializeToString()
-    return b"".join((_HEAD.pack(len(head)), head, data))
+    return b"".join((_HEAD.pack(len(head)), head, *data))
 
 
 def unpack(packet: bytes) -> tuple[pb.Frame, memoryview]:
@@ -66,20 +66,18 @@ def chunk_packet(session: int, digest: bytes, offset: int, data: Buffer) -> byte
     return pack(frame, data)
 
 
-def fragment_packet(session: int, stream: int, seq: int, data: Buffer, *, more: bool) -> bytes:
-    """Return the packet of one stream fragment."""
+def data_packet(session: int, stream: int, offset: int, *parts: Buffer) -> bytes:
+    """Return the packet of a piece of a stream."""
     frame = pb.Frame(session=session)
-    fragment = frame.stream_data
-    fragment.stream = stream
-    fragment.seq = seq
-    fragment.more = more
-    return pack(frame, data)
+    piece = frame.stream_data
+    piece.stream = stream
+    piece.offset = offset
+    return pack(frame, *parts)
 
 
 def parcel_message(parcel: Parcel) -> pb.Parcel:
-    """Return the message of a parcel, or raise ValueError naming what is outside its limits."""
-    if why := _flaw(parcel):
-        raise ValueError(why)
+    """Return the message of a parcel, or raise RejectedError naming what passes its limits."""
+    _check(parcel)
     return pb.Parcel(
         id=parcel.id,
         kind=parcel.kind,
@@ -96,7 +94,14 @@ def parcel_message(parcel: Parcel) -> pb.Parcel:
 
 
 def read_parcel(message: pb.Parcel) -> Parcel:
-    """Return the parcel in a message, or raise PeerError."""
+    """Return the parcel in a message, or raise RejectedError."""
+    try:
+        blobs = tuple(
+            BlobRef(digest=read_digest(ref.digest), size=ref.size, role=ref.role)
+            for ref in message.blobs[: BLOBS_LIMIT + 1]
+        )
+    except PeerError as error:
+        raise RejectedError(RejectCode.MALFORMED, f"parcel {message.id}: {error}") from error
     parcel = Parcel(
         id=ParcelId(message.id),
         kind=message.kind,
@@ -105,13 +110,9 @@ def read_parcel(message: pb.Parcel) -> Parcel:
         deadline_unix_s=message.deadline_unix_s,
         trace=message.trace,
         body=message.body,
-        blobs=tuple(
-            BlobRef(digest=read_digest(ref.digest), size=ref.size, role=ref.role)
-            for ref in message.blobs[: BLOBS_LIMIT + 1]
-        ),
+        blobs=blobs,
     )
-    if why := _flaw(parcel):
-        raise PeerError(why)
+    _check(parcel)
     return parcel
 
 
@@ -127,26 +128,32 @@ def readable_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
-def _flaw(parcel: Parcel) -> str | None:
-    """Return what is outside a parcel's limits, or None."""
-    if not readable_id(parcel.id):
-        return f"a parcel id is not 1 to {ID_LIMIT} visible characters: {parcel.id[:40]!r}"
-    if not readable_id(parcel.kind):
-        return f"parcel {parcel.id}: the kind is not 1 to {ID_LIMIT} visible characters"
-    if len(parcel.run) > ID_LIMIT or len(parcel.trace) > ID_LIMIT:
-        return f"parcel {parcel.id}: run or trace is longer than {ID_LIMIT} characters"
+def _check(parcel: Parcel) -> None:
+    """Raise RejectedError when a parcel is outside its limits."""
+    name = f"parcel {parcel.id[:40]!r}"
     if len(parcel.body) > BODY_LIMIT:
-        return (
-            f"parcel {parcel.id}: the body has {len(parcel.body)} bytes, the limit is "
-            f"{BODY_LIMIT}: send it as a blob"
+        raise RejectedError(
+            RejectCode.OVERSIZE,
+            f"{name}: the body has {len(parcel.body)} bytes, the limit is {BODY_LIMIT}: "
+            "send it as a blob",
         )
+    if why := _flaw(parcel):
+        raise RejectedError(RejectCode.MALFORMED, f"{name}: {why}")
+
+
+def _flaw(parcel: Parcel) -> str | None:
+    """Return what makes no sense in a parcel, or None."""
+    if not (readable_id(parcel.id) and readable_id(parcel.kind)):
+        return f"id and kind must be 1 to {ID_LIMIT} visible characters"
+    if len(parcel.run) > ID_LIMIT or len(parcel.trace) > ID_LIMIT:
+        return f"run or trace is longer than {ID_LIMIT} characters"
     if len(parcel.blobs) > BLOBS_LIMIT:
-        return f"parcel {parcel.id}: more than {BLOBS_LIMIT} blobs"
+        return f"it refers to more than {BLOBS_LIMIT} blobs"
     if not 0 <= parcel.round < 2**32:
-        return f"parcel {parcel.id}: round {parcel.round} is out of range"
+        return f"round {parcel.round} is out of range"
     if not 0 <= parcel.deadline_unix_s < 1e12:
-        return f"parcel {parcel.id}: the deadline is not a time"
+        return "the deadline is not a time"
     for ref in parcel.blobs:
         if not 0 <= ref.size <= BLOB_SIZE_LIMIT or len(ref.role) > ID_LIMIT:
-            return f"parcel {parcel.id}: blob {ref.digest[:12]} has a bad size or role"
+            return f"blob {ref.digest[:12]} has a bad size or role"
     return None

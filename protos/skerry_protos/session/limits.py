@@ -1,8 +1,12 @@
 """How much of everything one session holds, and what a fleet's sessions may ask for together."""
 
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from skerry_protos.messages import BLOB_SIZE_LIMIT
+from skerry_protos.messages import BLOB_SIZE_LIMIT, Digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +29,68 @@ class Inflow:
     """What the sessions that share it have asked for and not received yet: a fleet's fan-in.
 
     A broker's queue in front of the cloud is the scarce thing: mosquitto silently drops what passes
-    1000 messages (RELIABILITY.md 0.1), so the sum over all devices is bounded, not each device.
+    1000 messages (RELIABILITY.md 0.1), so the sum over all devices is bounded, not each device's.
+    It also lets one session at a time fetch a blob that several devices offer.
     """
 
-    def __init__(self, *, chunks: int = 512, size: int = 32 * 1024**2) -> None:
+    def __init__(self, *, chunks: int = 512, size: int = 64 * 1024**2) -> None:
         self.chunks = chunks
         self.size = size
+        self.used_chunks = 0
+        self.used_size = 0
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._turns: dict[Digest, _Turn] = {}
+
+    def take(self, size: int) -> bool:
+        """Take room for one chunk; False when there is none now. One chunk always fits."""
+        if self.used_chunks and (
+            self.used_chunks >= self.chunks or self.used_size + size > self.size
+        ):
+            return False
+        self.used_chunks += 1
+        self.used_size += size
+        return True
+
+    def give(self, size: int) -> None:
+        """Give the room of one chunk back; the one who has waited longest is told."""
+        self.used_chunks -= 1
+        self.used_size -= size
+        if self._waiting:
+            self._waiting.popleft()()
+
+    def wait(self, told: Callable[[], None]) -> None:
+        """Call `told` once when there is room again."""
+        if told not in self._waiting:
+            self._waiting.append(told)
+
+    def leave(self, told: Callable[[], None]) -> None:
+        """Stop waiting; if a call was due to someone gone, the next one gets it."""
+        if told in self._waiting:
+            self._waiting.remove(told)
+        elif self._waiting and self.used_chunks < self.chunks:
+            self._waiting.popleft()()
+
+    @asynccontextmanager
+    async def turn(self, digest: Digest) -> AsyncIterator[None]:
+        """Wait for the turn to fetch a blob: one at a time, in order."""
+        turn = self._turns.setdefault(digest, _Turn())
+        turn.users += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.users -= 1
+            if turn.users == 0:
+                del self._turns[digest]
+
+    def wanted(self, digest: Digest) -> bool:
+        """Return whether more than one wants to fetch a blob."""
+        return digest in self._turns and self._turns[digest].users > 1
+
+
+class _Turn:
+    """Who fetches one blob, and how many want to."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0

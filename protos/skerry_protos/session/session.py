@@ -1,14 +1,29 @@
 """One end of a session between a device and the cloud, over wires that come and go."""
 
+import asyncio
+import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
-from skerry_protos.errors import SkerryError
+from skerry_protos.errors import LinkError, PeerError, SkerryError
 from skerry_protos.messages import BlobRef, Digest, Parcel
 from skerry_protos.seams import Blobs, Receiver, Stream, Wire
+from skerry_protos.session.lanes import Lanes
 from skerry_protos.session.limits import Inflow, Limits
+from skerry_protos.session.parcels import Parcels
+from skerry_protos.session.servings import Servings
+from skerry_protos.session.streams import Streams
+from skerry_protos.session.timing import RoundTrip
+from skerry_protos.session.transfers import Transfers
 from skerry_protos.v1 import fleet_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+SILENCE: Final = 2.5
+"""Pings that may go unanswered before the wire counts as dead: 25 s with the default."""
 
 
 class Side(StrEnum):
@@ -48,17 +63,47 @@ class Session:
         is first asked for (subscribe to its broadcast), `on_unwant` is told when it is here or
         given up.
         """
-        raise NotImplementedError
+        self._side = side
+        self._limits = limits or Limits()
+        self._ping_s = ping_s
+        self._on_broken = on_broken
+        self._lanes = Lanes(on_broken)
+        self._round_trip = RoundTrip()
+        self._parcels = Parcels(self._lanes, receiver, self._limits, self._round_trip)
+        self._transfers = Transfers(
+            blobs=blobs,
+            lanes=self._lanes,
+            limits=self._limits,
+            inflow=inflow or Inflow(),
+            on_want=on_want,
+            on_unwant=on_unwant,
+        )
+        self._servings = Servings(blobs, self._lanes, self._limits, on_blob_request)
+        self._streams = Streams(
+            device=side is Side.DEVICE,
+            lanes=self._lanes,
+            receiver=receiver,
+            limits=self._limits,
+        )
+        self._heard_s = self._looked_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._pinged: tuple[int, float] | None = None
+        self._closed: SkerryError | None = None
 
     @property
     def number(self) -> int:
         """The session's number, 0 before the first attach."""
-        raise NotImplementedError
+        return self._lanes.number
 
     @property
     def attached(self) -> bool:
         """Whether there is a wire now."""
-        raise NotImplementedError
+        return self._lanes.wire is not None
+
+    @property
+    def chunk(self) -> int:
+        """The size of chunks now, bytes."""
+        return self._lanes.chunk
 
     def attach(self, wire: Wire, number: int, *, resumed: bool, max_packet: int) -> None:
         """Go on over `wire`; without `resumed` the other side remembers nothing of before.
@@ -67,11 +112,32 @@ class Session:
         (cloud) or received (device). Not resumed: open streams fail with LinkError and known
         parcels are forgotten; deliveries and fetches go on.
         """
-        raise NotImplementedError
+        if self._closed is not None:
+            raise self._closed
+        if self.attached:
+            self.detach("another connection took over")
+        resumed = resumed or self.number == 0  # before the first wire there is nothing to lose
+        self._lanes.attach(wire, number, max_packet)
+        self._streams.attach(resumed=resumed)
+        self._parcels.attach(resumed=resumed)
+        self._transfers.attach()
+        self._heard_s = self._looked_s = self._now()
+        self._look_later()
 
     def detach(self, why: str) -> None:
         """Let go of the wire, which was cut; everything under way waits for the next."""
-        raise NotImplementedError
+        if not self.attached:
+            return
+        log.debug("session %x lost its wire: %s", self.number, why)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        busy = self._transfers.busy or self._streams.busy
+        self._lanes.detach(busy=busy)
+        self._parcels.detach()
+        self._transfers.detach()
+        self._servings.detach()
+        self._streams.detach()
 
     def receive(self, frame: pb.Frame, data: memoryview) -> None:
         """Take what the wire's reader unpacked; never waits. Raise PeerError when it is malformed.
@@ -79,26 +145,95 @@ class Session:
         Frames of another session number are ignored (a late packet); Hello, Welcome and Refusal
         are the handshake's, and a PeerError here.
         """
-        raise NotImplementedError
+        if frame.session != self._lanes.number or self._lanes.wire is None:
+            return
+        self._heard_s = self._now()
+        match frame.WhichOneof("kind"):
+            case "blob_chunk":
+                self._transfers.take_chunk(frame.blob_chunk, data)
+            case "stream_data":
+                self._streams.take_data(frame.stream_data, data)
+            case "stream_credit":
+                self._streams.take_credit(frame.stream_credit)
+            case "blob_request":
+                self._servings.take_request(frame.blob_request)
+            case "parcel":
+                self._parcels.take(frame.parcel)
+            case "ack":
+                self._parcels.take_ack(frame.ack)
+            case "reject":
+                self._parcels.take_reject(frame.reject)
+            case "blob_absent":
+                self._transfers.take_absent(frame.blob_absent)
+            case "stream_open":
+                self._streams.take_open(frame.stream_open)
+            case "stream_end":
+                self._streams.take_end(frame.stream_end)
+            case "ping":
+                pong = pb.Frame(pong=pb.Pong(nonce=frame.ping.nonce))
+                self._lanes.control("pong", pong)
+            case "pong":
+                self._take_pong(frame.pong.nonce)
+            case kind:
+                raise PeerError(f"a {kind or 'frame of unknown kind'} has no place in a session")
 
     def receive_cast(self, frame: pb.Frame, data: memoryview) -> None:
         """Take a blob chunk from a broadcast; ignored unless its blob is being fetched."""
-        raise NotImplementedError
+        if frame.WhichOneof("kind") != "blob_chunk":
+            raise PeerError("a broadcast carries blob chunks only")
+        self._transfers.take_chunk(frame.blob_chunk, data)
 
     async def deliver(self, parcel: Parcel) -> None:
         """Send until the other side has stored it; see Link.deliver and Fleet.deliver."""
-        raise NotImplementedError
+        await self._parcels.deliver(parcel)
 
     async def fetch(self, ref: BlobRef, *, deadline_s: float) -> Path:
         """Return the blob's file, moved here and verified; see Link.fetch and Fleet.fetch."""
-        raise NotImplementedError
+        return await self._transfers.fetch(ref, deadline_s=deadline_s)
 
     async def open_stream(
         self, kind: str, *, deadline_s: float, run: str = "", trace: str = ""
     ) -> Stream:
-        """Open a stream; it is usable at once, the other side learns of it with the first data."""
-        raise NotImplementedError
+        """Open a stream; it is usable at once, and waits for a wire where there is none."""
+        return self._streams.open(kind, deadline_s=deadline_s, run=run, trace=trace)
 
     async def close(self, error: SkerryError | None = None) -> None:
         """End for good: everything under way fails with `error` (default: a LinkError)."""
-        raise NotImplementedError
+        if self._closed is not None:
+            return
+        self._closed = error or LinkError("the session was closed")
+        self.detach(str(self._closed))
+        self._transfers.close(self._closed)
+        await self._streams.close(self._closed)
+        await self._parcels.close(self._closed)
+
+    # --- is the other side there?
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    def _look_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._ping_s / 2, self._look)
+
+    def _look(self) -> None:
+        """Ping when it is quiet, and give the wire up when it has been too quiet."""
+        now = self._now()
+        if now - self._looked_s > self._ping_s:
+            self._heard_s = now  # this process was asleep: what came meanwhile is not read yet
+        self._looked_s = now
+        if now - self._heard_s > SILENCE * self._ping_s:
+            self._timer = None
+            self._on_broken(f"nothing was heard for {now - self._heard_s:.0f} s")
+            return
+        quiet = now - min(self._heard_s, self._lanes.sent_s)
+        if self._side is Side.DEVICE and quiet >= 0.9 * self._ping_s:
+            nonce = secrets.randbits(64)
+            self._pinged = (nonce, now)
+            self._lanes.control("ping", pb.Frame(ping=pb.Ping(nonce=nonce)))
+        self._look_later()
+
+    def _take_pong(self, nonce: int) -> None:
+        if self._pinged is not None and self._pinged[0] == nonce:
+            self._round_trip.sample(self._now() - self._pinged[1])
+            self._pinged = None

@@ -177,52 +177,54 @@ class BlobAbsent(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., message: _Optional[str] = ...) -> None: ...
 
 class StreamOpen(_message.Message):
-    __slots__ = ("stream", "kind", "run", "trace", "lasts_s", "credit")
+    __slots__ = ("stream", "kind", "run", "trace", "lasts_s", "limit")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
     LASTS_S_FIELD_NUMBER: _ClassVar[int]
-    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
     stream: int
     kind: str
     run: str
     trace: str
     lasts_s: float
-    credit: int
-    def __init__(self, stream: _Optional[int] = ..., kind: _Optional[str] = ..., run: _Optional[str] = ..., trace: _Optional[str] = ..., lasts_s: _Optional[float] = ..., credit: _Optional[int] = ...) -> None: ...
+    limit: int
+    def __init__(self, stream: _Optional[int] = ..., kind: _Optional[str] = ..., run: _Optional[str] = ..., trace: _Optional[str] = ..., lasts_s: _Optional[float] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class StreamData(_message.Message):
-    __slots__ = ("stream", "seq", "more")
+    __slots__ = ("stream", "offset")
     STREAM_FIELD_NUMBER: _ClassVar[int]
-    SEQ_FIELD_NUMBER: _ClassVar[int]
-    MORE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     stream: int
-    seq: int
-    more: bool
-    def __init__(self, stream: _Optional[int] = ..., seq: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
+    offset: int
+    def __init__(self, stream: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class StreamCredit(_message.Message):
-    __slots__ = ("stream", "next_seq", "limit")
+    __slots__ = ("stream", "received", "limit", "held", "ended")
     STREAM_FIELD_NUMBER: _ClassVar[int]
-    NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
     stream: int
-    next_seq: int
+    received: int
     limit: int
-    def __init__(self, stream: _Optional[int] = ..., next_seq: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+    held: int
+    ended: bool
+    def __init__(self, stream: _Optional[int] = ..., received: _Optional[int] = ..., limit: _Optional[int] = ..., held: _Optional[int] = ..., ended: _Optional[bool] = ...) -> None: ...
 
 class StreamEnd(_message.Message):
-    __slots__ = ("stream", "seq", "code", "message")
+    __slots__ = ("stream", "offset", "code", "message")
     STREAM_FIELD_NUMBER: _ClassVar[int]
-    SEQ_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     stream: int
-    seq: int
+    offset: int
     code: str
     message: str
-    def __init__(self, stream: _Optional[int] = ..., seq: _Optional[int] = ..., code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    def __init__(self, stream: _Optional[int] = ..., offset: _Optional[int] = ..., code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Ping(_message.Message):
     __slots__ = ("nonce",)
