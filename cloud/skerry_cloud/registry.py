@@ -181,9 +181,8 @@ class Registry:
         match parcel.kind:
             case ParcelKind.HEARTBEAT:
                 presence.heartbeat = heartbeat_json(parcel.body)
-                presence.agent_version = printable(
-                    str(presence.heartbeat.get("agent_version", "")), 64
-                )
+                if said := presence.heartbeat.get("agent_version"):
+                    presence.agent_version = printable(str(said), 64)
                 await self._note(device)
             case ParcelKind.LOG:
                 lines = log_rows(parcel.body)

@@ -1,0 +1,84 @@
+"""The command skerry-coordinator: read the settings, serve, turn errors into one line."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from skerry_protos.errors import SkerryError
+from skerry_protos.versions import installed_version
+
+FLAGS = {
+    "host": "address to listen on (default 127.0.0.1; 0.0.0.0 or :: for all)",
+    "public-host": "name or address that devices and operators reach this machine by",
+    "http-port": "port of the operator API and of enrolment (default 8470; 0: any)",
+    "grpc-port": "port for devices on gRPC (default 8471; 0: any)",
+    "mqtt-port": "port for devices on MQTT (default 8883; 0: any)",
+    "broker": "auto, embedded, mosquitto, or mqtts://host:port (default auto)",
+    "database": "sqlite:////file.db or postgresql://user:password@host/name (default: in the home)",
+    "objects": "object store for blobs: s3://bucket/prefix, gs://, az://, file:///path",
+    "log-level": "debug, info, warning or error (default info)",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's arguments."""
+    made = argparse.ArgumentParser(
+        prog="skerry-coordinator",
+        description="The Skerry coordinator: devices, runs, and the operator API in one process.",
+        epilog="Settings may also stand in <home>/coordinator.toml; see docs/operators.md.",
+    )
+    made.add_argument("--version", action="store_true", help="print the version and exit")
+    made.add_argument("command", nargs="?", choices=["serve"], default="serve", help="run it")
+    made.add_argument("--home", type=Path, help="folder of its state (~/.skerry/coordinator)")
+    for name, text in FLAGS.items():
+        kind = int if name.endswith("-port") else str
+        made.add_argument(f"--{name}", type=kind, help=text)
+    made.add_argument(
+        "--insecure",
+        action="store_true",
+        default=None,
+        help="let devices connect without TLS; loopback only",
+    )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    given = parser().parse_args(arguments)
+    if given.version:
+        print(f"skerry-coordinator {installed_version('skerry-cloud')}")  # noqa: T201
+        return 0
+    settings = {
+        name.replace("-", "_"): value
+        for name in [*FLAGS, "insecure"]
+        if (value := getattr(given, name.replace("-", "_"))) is not None
+    }
+    try:
+        _serve(given.home, settings)
+    except SkerryError as error:
+        print(f"skerry-coordinator: {error.code}: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
+
+
+def _serve(home: Path | None, settings: dict[str, object]) -> None:
+    import asyncio
+
+    from skerry_cloud.config import CoordinatorConfig, default_home
+
+    config = CoordinatorConfig.read(home or default_home(), settings)
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from skerry_cloud.coordinator import serve
+
+    asyncio.run(serve(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
