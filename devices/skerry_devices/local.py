@@ -4,8 +4,10 @@ Everything is real: join tokens, certificates, mutual TLS, both links. `skerry u
 stand on this, and so do the end-to-end tests.
 """
 
+import contextlib
 import json
 import shutil
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from skerry_devices.commands.config import of_home
 from skerry_devices.contexts import Context
 from skerry_devices.waiting import until
 
+PORTS = {"http_port": 8470, "grpc_port": 8471, "mqtt_port": 8883}
 START_S = 60.0
 JOIN_S = 60.0
 ONLINE_S = 60.0
@@ -87,6 +90,7 @@ class LocalFleet:
     def start(self) -> Context:
         """Start the coordinator and return when it is ready."""
         home = self.home / "coordinator"
+        keep_ports(home / "coordinator.toml")
         ready = home / "coordinator.json"
         ready.unlink(missing_ok=True)
         child = self.children.start(
@@ -179,3 +183,22 @@ class LocalFleet:
     def home_of(self, plan: DevicePlan) -> Path:
         """Return where a device's agent lives."""
         return self.home / "agents" / plan.name
+
+
+def keep_ports(file: Path) -> None:
+    """Choose the coordinator's ports once: devices that have joined know them."""
+    if file.exists():
+        return
+    with contextlib.ExitStack() as held:
+        ports = {name: _free_port(held, wanted) for name, wanted in PORTS.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(tomli_w.dumps(ports))
+
+
+def _free_port(held: contextlib.ExitStack, wanted: int) -> int:
+    """Return `wanted` when nobody listens there, else a free port; hold it for now."""
+    for port in (wanted, 0):
+        with contextlib.suppress(OSError):
+            listener = held.enter_context(socket.create_server(("127.0.0.1", port)))
+            return int(listener.getsockname()[1])
+    raise SkerryError("no port is free on this machine")

@@ -25,9 +25,6 @@ def up(
     context: Annotated[
         str, typer.Option("--name", help="The context that commands then use.")
     ] = "local",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The HTTPS port; 0: any that is free.")
-    ] = 0,
 ) -> None:
     """Start a coordinator and local devices, each its own process, until Ctrl-C."""
     from skerry_devices import contexts
@@ -35,8 +32,7 @@ def up(
     from skerry_devices.signals import interruptible
 
     plans = plan_devices(devices, link, profile=profile)
-    arguments = ["--http-port", str(port)]
-    with interruptible(), LocalFleet(home.expanduser(), arguments=arguments) as fleet:
+    with interruptible(), LocalFleet(home.expanduser()) as fleet:
         typer.echo("starting the coordinator …")
         contexts.keep(context, fleet.start(), use=True)
         typer.echo(f"coordinator  {fleet.context.url}  (context {context!r})")
