@@ -1,0 +1,32 @@
+"""Strategies: whom to ask, and what to make of the answers. They run in a run's child process.
+
+`mean` is ours: a weighted mean folded in as replies arrive, O(model) in memory. `flower` is the
+one module of the cloud that imports flwr: all of its strategies, and whole Flower apps.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from skerry_cloud.runs.plan import ConfigScalar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPlan:
+    """What a run's server side was told about rounds."""
+
+    rounds: int
+    fraction: float
+    min_devices: int
+    seed: int
+    run_config: Mapping[str, ConfigScalar]
+    round_deadline_s: float
+    strategy: str
+    strategy_options: Mapping[str, ConfigScalar]
+
+
+MEAN = "fedavg"
+"""The name of our own strategy."""
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+"""The groups of records that training uses, as Flower names them."""
+EXAMPLES = "num-examples"
+ROUND = "server-round"

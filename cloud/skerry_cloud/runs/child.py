@@ -1,0 +1,114 @@
+"""A run's server side as a process: python -m skerry_cloud.runs.child FD.
+
+It loads the app's code, which nobody else in the coordinator does, and talks to the coordinator
+by the socket whose descriptor is its argument. It dies with the coordinator.
+"""
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from skerry_protos.errors import SkerryError
+
+from skerry_cloud.runs.asker import Asker, EndedError
+from skerry_cloud.runs.channel import ChildEnd
+from skerry_cloud.strategies import RoundPlan
+
+PR_SET_PDEATHSIG = 1
+NICENESS = 5
+
+
+def main() -> int:
+    """Serve one run."""
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection.set_inheritable(False)
+    _limit()
+    end = ChildEnd(connection)
+    message = end.receive()
+    if message is None:
+        return 1
+    said, _ = message
+    try:
+        _run(end, said)
+    except EndedError:
+        return 1
+    except BaseException as error:  # noqa: BLE001 - an app may raise SystemExit or worse
+        if not (isinstance(error, SystemExit) and not error.code):
+            traceback.print_exc()
+            _flush()
+            end.send({"do": "failed", "why": f"the app's server side {describe(error, said)}"})
+            return 1
+    _flush()
+    end.send({"do": "done"})
+    return 0
+
+
+def _run(end: ChildEnd, said: dict[str, Any]) -> None:
+    asker = Asker(end, Path(said["scratch"]), round_deadline_s=said["round_deadline_s"])
+    plan = RoundPlan(
+        rounds=said["rounds"],
+        fraction=said["fraction"],
+        min_devices=said["min_devices"],
+        seed=said["seed"],
+        run_config=said["run_config"],
+        round_deadline_s=said["round_deadline_s"],
+        strategy=said["strategy"],
+        strategy_options=said["strategy_options"],
+    )
+    sys.path.insert(0, said["app"])
+
+    def ready() -> None:
+        end.send({"do": "ready"})
+
+    if said["kind"] == "flower":
+        from skerry_cloud.strategies import flower
+
+        flower.run_app(asker, said["server"], plan, number=said["number"], ready=ready)
+    else:
+        from skerry_cloud.runs.native import run_native
+
+        run_native(asker, said["server"].partition(":")[0], plan, ready)
+
+
+def describe(error: BaseException, said: dict[str, Any]) -> str:
+    """Return an exception in one line: what it is, and where in the app it was raised."""
+    app = Path(said["app"])
+    where = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).is_relative_to(app):
+            where = f", in {frame.name}() at {Path(frame.filename).relative_to(app)}:{frame.lineno}"
+    if isinstance(error, SkerryError):
+        return f"failed: {error}{where}"
+    text = " ".join(str(error).split())[:1000]
+    return f"raised {type(error).__name__}" + (f": {text}" if text else "") + where
+
+
+def _limit() -> None:
+    """Give way to the coordinator, leave no core dumps, and do not outlive it."""
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+if __name__ == "__main__":
+    code = main()
+    _flush()
+    os._exit(code)  # what an app left running (threads, handlers) does not hold it

@@ -1,0 +1,104 @@
+"""What every run works with, and what they all may say."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import sqlalchemy as sa
+from skerry_protos.blobs import LocalBlobs
+from skerry_protos.errors import SkerryError
+from skerry_protos.messages import DeviceId
+
+from skerry_cloud.fleets import Fleet
+from skerry_cloud.selectors import Selector
+from skerry_cloud.store import Store
+from skerry_cloud.store.devices import Device
+
+T = TypeVar("T")
+
+NAMED = 8
+"""Most devices named in one sentence."""
+
+
+class Roster(Protocol):
+    """Who is enrolled and who is here (skerry_cloud.registry.Registry)."""
+
+    def connected(self) -> frozenset[DeviceId]: ...
+
+    async def devices(self, selector: Selector | None = None) -> list[Device]: ...
+
+    async def available(
+        self, selector: Selector | None = None, capabilities: Iterable[str] = ()
+    ) -> list[Device]: ...
+
+    async def wait_change(self, timeout_s: float) -> None: ...
+
+
+class News:
+    """Wakes those who wait for something to be journalled."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def tell(self) -> None:
+        """Wake everyone who waits now."""
+        told, self._event = self._event, asyncio.Event()
+        told.set()
+
+    def next(self) -> asyncio.Event:
+        """Return what the next news sets; take it before you look, then nothing is missed."""
+        return self._event
+
+    async def wait(self, news: asyncio.Event, timeout_s: float) -> None:
+        """Return at the news, or after the timeout."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await news.wait()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """The coordinator as a run sees it."""
+
+    store: Store
+    blobs: LocalBlobs
+    fleet: Fleet
+    roster: Roster
+    folder: Path  # one subfolder per run
+    news: News
+
+    async def write(self, function: Callable[[sa.Connection], T]) -> T:
+        """Write to the database, and tell those who wait for news."""
+        value = await self.store.write(function)
+        self.news.tell()
+        return value
+
+
+class BrokenRunError(SkerryError):
+    """The run cannot go on; the message is what a person reads."""
+
+    code = "run"
+    exit_code = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """What a run waits for now."""
+
+    what: str
+    why: str
+    until: float = 0.0
+    on: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as the API shows it."""
+        return {"what": self.what, "why": self.why, "until_unix_s": self.until, "on": list(self.on)}
+
+
+def naming(devices: Iterable[str]) -> str:
+    """Return device names as part of a sentence, not too many."""
+    names = list(devices)
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
