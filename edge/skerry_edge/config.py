@@ -47,7 +47,7 @@ class Limits:
     """Stop a worker that has had nothing to do for so long."""
     workers: int = 1
     """Tasks worked on at once."""
-    blobs_mb: int = 4096
+    blobs_mb: int = 1024
     """Disk that received models and bundles may take."""
     bundles: int = 8
     """Unpacked app bundles kept."""

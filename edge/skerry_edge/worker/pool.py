@@ -68,6 +68,10 @@ class Workers:
         self._give(made)
         return made
 
+    def clear(self, folder: Path) -> None:
+        """Remove a task's folder."""
+        shutil.rmtree(folder, ignore_errors=True)
+
     def bounds(self, *, seconds: float, memory_bytes: int, output_bytes: int) -> Bounds:
         """Return what a job may take: what it asks for, within this device's limits."""
         limits = self._limits

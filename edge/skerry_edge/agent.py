@@ -1,0 +1,380 @@
+"""The agent: one enrolled device that takes tasks, works on them and delivers the replies.
+
+Start at `Agent.run`. What it took survives any crash (`outbox`), what it runs is signed (`bundles`)
+and runs in another process (`worker`), and each wait has a reason that the heartbeat tells.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime
+
+from skerry_protos.blobs import LocalBlobs
+from skerry_protos.disk import explained
+from skerry_protos.errors import (
+    DeadlineError,
+    RejectCode,
+    RejectedError,
+    SkerryError,
+)
+from skerry_protos.messages import Parcel, ParcelId, ParcelKind, new_id
+from skerry_protos.seams import Stream
+from skerry_protos.v1 import work_pb2
+from skerry_protos.versions import installed_version
+
+from skerry_edge import telemetry
+from skerry_edge.bundles import Bundles
+from skerry_edge.clock import Clock
+from skerry_edge.conditions import Readings, waiting_for
+from skerry_edge.config import AgentConfig
+from skerry_edge.heartbeat import State, heartbeat
+from skerry_edge.identity import Identity, LinkAddress
+from skerry_edge.journal import Journal
+from skerry_edge.links import LinkConfig, open_link
+from skerry_edge.outbox import HELD_LIMIT, REPLY, Ledger, Seen, reply_id
+from skerry_edge.renewal import Renewal
+from skerry_edge.routes import Open, Route, ways
+from skerry_edge.status import Status, write_status
+from skerry_edge.tasks import Spent, Task, read_task
+from skerry_edge.work import Workshop
+from skerry_edge.worker.pool import Workers
+
+log = logging.getLogger(__name__)
+
+RECHECK_S = 5.0
+"""How often unmet conditions are looked at again."""
+JOURNAL_S = 1.0
+
+
+class Agent:
+    """One device. Several may live in one process and share `workers` (simulated devices)."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        identity: Identity,
+        *,
+        workers: Workers | None = None,
+        opener: Open = open_link,
+    ) -> None:
+        self._config, self._device, self._shared = config, identity.device, workers
+        self._clock, self._journal = Clock(), Journal()
+        self._renewal = Renewal(identity, self._clock)
+        self._ledger = Ledger(config.home)
+        self._blobs = LocalBlobs(config.home / "blobs")
+        self._route = Route(
+            ways(identity.links, config.agent.link),
+            self._link_config,
+            failover_s=config.agent.failover_s,
+            on_change=self._changed,
+            opener=opener,
+        )
+        self._workshop = Workshop(
+            config,
+            identity.device,
+            blobs=self._blobs,
+            bundles=Bundles(
+                config.home / "apps", identity.bundle_key_pem, keep=config.limits.bundles
+            ),
+            ledger=self._ledger,
+            route=self._route,
+            clock=self._clock,
+            journal=self._journal,
+        )
+        self._queue: asyncio.Queue[tuple[Task, float]] = asyncio.Queue()
+        self._working: dict[ParcelId, asyncio.Task[Parcel]] = {}
+        self._offered: dict[ParcelId, asyncio.Task[None]] = {}
+        self._waiting = ""
+        self._every_s = config.agent.heartbeat_s or identity.heartbeat_s
+        self._metered = config.agent.metered
+        self._beat_now = asyncio.Event()
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Serve the coordinator until cancelled; raise a SkerryError when that is no use."""
+        await self._renewal.if_expired()
+        try:
+            async with self._open_workers() as workers, asyncio.TaskGroup() as group:
+                self._group = group
+                await self._go_on()
+                for _ in range(self._config.limits.workers):
+                    group.create_task(self._work(workers), name="work")
+                group.create_task(self._beat(), name="heartbeat")
+                group.create_task(self._renewal.run(self._ask_renewal), name="renewal")
+                group.create_task(self._report(), name="journal")
+                group.create_task(self._route.run(), name="route")
+        except BaseExceptionGroup as several:
+            raise _first(several) from several
+        finally:
+            self._write_status("stopped")
+
+    @contextlib.asynccontextmanager
+    async def _open_workers(self) -> AsyncIterator[Workers]:
+        if self._shared is not None:
+            yield self._shared
+            return
+        async with Workers(self._config.home / "work", self._config.limits) as workers:
+            yield workers
+
+    async def _go_on(self) -> None:
+        """Take up what a former life of this agent left: replies to deliver, tasks to work on."""
+        for reply in self._ledger.outbox:
+            self._offer(reply)
+        for parcel in self._ledger.inbox:
+            try:
+                self._queue.put_nowait((read_task(parcel), time.monotonic()))
+            except RejectedError as error:
+                log.warning("forgetting a task: %s", error)
+                await self._close(parcel.id)
+
+    # What arrives (skerry_protos.seams.Receiver).
+
+    async def accept(self, parcel: Parcel) -> None:
+        """Store a parcel's effect; it is acknowledged when this returns."""
+        match parcel.kind:
+            case ParcelKind.TASK:
+                await self._take(parcel)
+            case ParcelKind.CANCEL:
+                await self._cancel(parcel)
+            case ParcelKind.CERTIFICATE:
+                await self._renewal.install(parcel)
+            case _:
+                message = f"this agent takes no parcels of kind {parcel.kind!r}"
+                raise RejectedError(RejectCode.UNEXPECTED, message)
+
+    async def serve(self, stream: Stream) -> None:
+        """Refuse a stream: nothing on this device serves one yet."""
+        await stream.abort("unexpected", f"this agent serves no streams of kind {stream.kind!r}")
+
+    async def _take(self, parcel: Parcel) -> None:
+        """Note a task on the disk; one that is known is not worked on again."""
+        task = read_task(parcel)
+        if parcel.expired(self._clock.now()):
+            raise RejectedError(RejectCode.EXPIRED, f"task {parcel.id} came after its deadline")
+        if len(self._ledger.inbox) >= HELD_LIMIT:
+            raise SkerryError(f"the device holds {HELD_LIMIT} tasks already")
+        with explained(self._config.home, "note a task"):
+            seen = await asyncio.to_thread(self._ledger.take, parcel)
+        log.debug("task %s: %s", parcel.id, seen.value)
+        if seen is Seen.NEW:
+            self._queue.put_nowait((task, time.monotonic()))
+        elif seen is Seen.ANSWERED:
+            self._reoffer(parcel.id)
+
+    async def _cancel(self, parcel: Parcel) -> None:
+        """Stop working on tasks that are no longer wanted, and send nothing for them."""
+        for name in work_pb2.Cancel.FromString(parcel.body).tasks:
+            task = ParcelId(name)
+            if self._ledger.seen(task) in (Seen.NEW, Seen.DONE):
+                continue
+            await self._close(task)
+            for doing in (self._working.get(task), self._offered.get(reply_id(task))):
+                if doing is not None:
+                    doing.cancel()
+
+    # Working.
+
+    async def _work(self, workers: Workers) -> None:
+        """Work on noted tasks, one after the other, when the conditions hold."""
+        while True:
+            task, noted = await self._queue.get()
+            if await self._allowed(task):
+                await self._perform(task, workers, Spent(queued_s=time.monotonic() - noted))
+
+    async def _allowed(self, task: Task) -> bool:
+        """Wait until the conditions hold; return whether the task is still wanted then."""
+        while task.parcel.id in self._ledger.inbox:
+            if task.parcel.expired(self._clock.now()):
+                await self._drop(task, "its deadline passed while it waited")
+                return False
+            conditions, look = self._config.conditions, self._look()
+            why = waiting_for(conditions, look, datetime.now()) or ""
+            if why != self._waiting:
+                self._waiting = why
+                self._changed()
+                self._beat_now.set()
+            if not why:
+                return True
+            await asyncio.sleep(RECHECK_S)
+        self._waiting = ""
+        return False
+
+    async def _perform(self, task: Task, workers: Workers, spent: Spent) -> None:
+        """Work on one task to its reply, its deadline or its cancellation."""
+        name = task.parcel.id
+        doing = asyncio.create_task(self._workshop.perform(task, workers, spent), name=name)
+        self._working[name] = doing
+        self._changed()
+        try:
+            self._offer(await doing)
+        except DeadlineError:
+            await self._drop(task, "its deadline passed while it was worked on")
+        except asyncio.CancelledError:
+            if not doing.cancelled() or _being_cancelled():
+                doing.cancel()
+                await asyncio.wait({doing})
+                raise
+            self._journal.add(f"task {name} was cancelled", run=task.parcel.run)
+        finally:
+            del self._working[name]
+            self._changed()
+
+    async def _drop(self, task: Task, why: str) -> None:
+        """Give a task up, and say why."""
+        self._waiting = ""
+        log.warning("task %s dropped: %s", task.parcel.id, why)
+        self._journal.add(
+            f"task {task.parcel.id} dropped: {why}", run=task.parcel.run, level="warning"
+        )
+        await self._close(task.parcel.id)
+
+    async def _close(self, task: str) -> None:
+        """Forget a task for good, as soon as the disk lets us."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._ledger.close, task)
+            except OSError as error:
+                log.error("task %s cannot be noted as done: %s", task, error)
+                await asyncio.sleep(RECHECK_S)
+
+    # Delivering.
+
+    def _offer(self, reply: Parcel) -> None:
+        """Begin to deliver a reply, once."""
+        if self._group is not None and reply.id not in self._offered:
+            offering = self._group.create_task(self._deliver(reply), name=reply.id)
+            self._offered[reply.id] = offering
+            offering.add_done_callback(lambda _: self._offered.pop(reply.id, None))
+
+    def _reoffer(self, task: ParcelId) -> None:
+        for reply in self._ledger.outbox:
+            if reply.id == reply_id(task):
+                self._offer(reply)
+
+    async def _deliver(self, reply: Parcel) -> None:
+        """Deliver a reply until the cloud has it, or will never take it; then forget it."""
+        try:
+            await self._route.deliver(reply)
+        except (RejectedError, DeadlineError) as error:
+            log.warning("reply %s: %s", reply.id, error)
+            self._journal.add(f"reply {reply.id}: {error}", run=reply.run, level="warning")
+        await self._close(reply.id.removesuffix(REPLY))
+        await asyncio.to_thread(self._workshop.tidy, reply)
+        self._changed()
+
+    # Telling.
+
+    async def _beat(self) -> None:
+        """Send heartbeats while there is a connection; the newest replaces all before it."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._every_s):
+                    await self._beat_now.wait()
+            self._beat_now.clear()
+            if self._config.agent.metered is None:
+                self._metered = await asyncio.to_thread(telemetry.ask_metered)
+            if self._route.connected:
+                await self._send(ParcelKind.HEARTBEAT, self._heartbeat().SerializeToString())
+
+    async def _send(self, kind: ParcelKind, body: bytes) -> None:
+        """Send a parcel that is worth nothing once the next one is due."""
+        deadline = time.time() + self._every_s
+        parcel = Parcel(
+            id=ParcelId(new_id(f"{kind}-")), kind=kind, deadline_unix_s=deadline, body=body
+        )
+        with contextlib.suppress(DeadlineError, RejectedError):
+            await self._route.deliver(parcel)
+
+    def _heartbeat(self) -> work_pb2.Heartbeat:
+        return heartbeat(
+            self._look(),
+            profile=self._config.agent.profile,
+            state=self._state(),
+            waiting_for=self._waiting,
+            tasks=[parcel.id for parcel in self._ledger.inbox],
+        )
+
+    async def _ask_renewal(self, csr: bytes) -> None:
+        await self._send(ParcelKind.RENEW, csr)
+
+    async def _report(self) -> None:
+        """Send lines of apps and of our own, in batches."""
+        while True:
+            await asyncio.sleep(JOURNAL_S)
+            if not (self._route.connected and len(self._journal)):
+                continue
+            for parcel in self._journal.parcels():
+                with contextlib.suppress(DeadlineError, RejectedError):
+                    await self._route.deliver(parcel)
+
+    def _look(self) -> Readings:
+        return telemetry.read_machine(self._config.home, metered=self._metered)
+
+    def _state(self) -> State:
+        if self._working:
+            return "working"
+        return "waiting" if self._waiting else "idle"
+
+    # Identity and link.
+
+    def _link_config(self, address: LinkAddress) -> LinkConfig:
+        secure = address.url.startswith(("grpcs:", "mqtts:"))
+        return LinkConfig(
+            kind=address.kind,
+            url=address.url,
+            device=self._device,
+            agent_version=installed_version("skerry-edge"),
+            credentials=self._renewal.identity.credentials if secure else None,
+            blobs=self._blobs,
+            receiver=self,
+            on_state=self._route.state,
+            on_welcome=self._welcome,
+            on_refused=self._route.refused,
+        )
+
+    def _welcome(self, unix_s: float, every_s: float) -> None:
+        self._clock.set(unix_s)
+        self._every_s = self._config.agent.heartbeat_s or every_s or self._every_s
+        self._beat_now.set()
+
+    def _changed(self) -> None:
+        self._write_status(self._state())
+
+    def _write_status(self, state: str) -> None:
+        route = self._route
+        status = Status(
+            pid=os.getpid(),
+            device=self._device,
+            state=state,
+            link=route.address.url if route.address else "",
+            connected=route.connected,
+            why=route.why,
+            waiting_for=self._waiting,
+            tasks=[parcel.id for parcel in self._ledger.inbox],
+            replies=len(self._ledger.outbox),
+            clock_offset_s=round(self._clock.offset_s, 3),
+            certificate_until=self._renewal.identity.valid_until,
+        )
+        with contextlib.suppress(OSError):  # a full disk: the heartbeat says so
+            write_status(self._config.home, status)
+
+
+def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the error that ended a group: a SkerryError when there is one."""
+    found: list[BaseException] = []
+    queue: list[BaseException] = [several]
+    while queue:
+        each = queue.pop(0)
+        if isinstance(each, BaseExceptionGroup):
+            queue.extend(each.exceptions)
+        else:
+            found.append(each)
+    return next((each for each in found if isinstance(each, SkerryError)), found[0])
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

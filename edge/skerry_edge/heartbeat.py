@@ -1,0 +1,42 @@
+"""The heartbeat: what a device says of itself every few seconds, as a message."""
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from skerry_protos.v1 import work_pb2
+from skerry_protos.versions import installed_version
+
+from skerry_edge.conditions import Readings
+from skerry_edge.telemetry import capabilities, uptime_s, versions
+
+State = Literal["idle", "working", "waiting"]
+
+
+def heartbeat(
+    look: Readings, *, profile: str, state: State, waiting_for: str, tasks: Sequence[str]
+) -> work_pb2.Heartbeat:
+    """Return the heartbeat for a look at the machine; sensors that are not there say nothing."""
+    return work_pb2.Heartbeat(
+        unix_time_s=time.time(),
+        agent_version=installed_version("skerry-edge"),
+        profile=profile,
+        uptime_s=uptime_s(),
+        load1=look.load1,
+        memory_total_bytes=look.memory_total_bytes,
+        memory_available_bytes=look.memory_available_bytes,
+        disk_free_bytes=look.disk_free_bytes,
+        temperature_c=look.temperature_c,
+        battery_percent=look.battery_percent,
+        charging=look.charging,
+        metered=look.metered,
+        state=state,
+        waiting_for=waiting_for,
+        capabilities=capabilities(),
+        versions=versions(),
+        tasks=tasks,
+        arch=platform.machine(),
+        cpus=os.cpu_count() or 0,
+    )
