@@ -30,7 +30,13 @@ def parser() -> argparse.ArgumentParser:
         epilog="Settings may also stand in <home>/coordinator.toml; see docs/operators.md.",
     )
     made.add_argument("--version", action="store_true", help="print the version and exit")
-    made.add_argument("command", nargs="?", choices=["serve"], default="serve", help="run it")
+    made.add_argument(
+        "command",
+        nargs="?",
+        choices=["serve", "admin-token"],
+        default="serve",
+        help="serve (the default), or give the operator admin a new token while it is stopped",
+    )
     made.add_argument("--home", type=Path, help="folder of its state (~/.skerry/coordinator)")
     for name, text in FLAGS.items():
         kind = int if name.endswith("-port") else str
@@ -56,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (value := getattr(given, name.replace("-", "_"))) is not None
     }
     try:
-        _serve(given.home, settings)
+        _run(given.command, given.home, settings)
     except SkerryError as error:
         print(f"skerry-coordinator: {error.code}: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     return 0
 
 
-def _serve(home: Path | None, settings: dict[str, object]) -> None:
+def _run(command: str, home: Path | None, settings: dict[str, object]) -> None:
     import asyncio
 
     from skerry_cloud.config import CoordinatorConfig, default_home
@@ -75,9 +81,12 @@ def _serve(home: Path | None, settings: dict[str, object]) -> None:
         stream=sys.stderr,
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    from skerry_cloud.coordinator import serve
+    from skerry_cloud.coordinator import reset_admin, serve
 
-    asyncio.run(serve(config))
+    if command == "admin-token":
+        print(f"the new token is in {asyncio.run(reset_admin(config))}")  # noqa: T201
+    else:
+        asyncio.run(serve(config))
 
 
 if __name__ == "__main__":

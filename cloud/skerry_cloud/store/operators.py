@@ -66,6 +66,14 @@ def replace_token(connection: sa.Connection, *, name: str, token: str) -> bool:
     return done.rowcount == 1
 
 
+def restore_admin(connection: sa.Connection, token: str) -> None:
+    """Let `token` be the operator "admin"'s, made, made admin or let in again if need be."""
+    row = {"role": Role.ADMIN.value, "revoked_at": None, "token_sha256": hash_secret(token)}
+    done = connection.execute(operators.update().where(operators.c.name == "admin").values(**row))
+    if done.rowcount == 0:
+        connection.execute(operators.insert().values(name="admin", created_at=time.time(), **row))
+
+
 def by_token(connection: sa.Connection, token: str) -> Operator | None:
     """Return who this token belongs to, unless revoked."""
     row = (
