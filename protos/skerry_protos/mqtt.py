@@ -15,18 +15,21 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.enums import MQTTErrorCode
 
-from skerry_protos.errors import LinkError
+from skerry_protos.errors import ConfigError, LinkError
 
 CONNECT_S = 10.0
 KEEPALIVE_S = 30
 BUFFER: Final = 256 * 1024
 """Bytes written and not on the socket yet, beyond which `push` waits."""
-PACKET: Final = 64 * 1024 + 1024
+FRAME: Final = 1024
+"""Room for what is not data in a packet."""
+PACKET: Final = 64 * 1024 + FRAME
 """Largest packet we make, where the broker takes it: a chunk of 64 KiB with its frame."""
 ENVELOPE: Final = 160
 """Bytes that MQTT adds to a packet at most: header, topic and properties."""
@@ -45,6 +48,19 @@ class Address:
 
     def __str__(self) -> str:
         return f"{'mqtts' if self.tls else 'mqtt'}://{self.host}:{self.port}"
+
+
+def parse_url(url: str) -> tuple[bool, str, int]:
+    """Return (TLS, host, port) of an mqtts:// or mqtt:// URL, or raise ConfigError."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{url}: {error}") from error
+    if parts.scheme not in ("mqtts", "mqtt") or not parts.hostname or parts.path not in ("", "/"):
+        raise ConfigError(f"{url!r} is not a broker's URL; expected mqtts://host:port")
+    secure = parts.scheme == "mqtts"
+    return secure, parts.hostname, port or (8883 if secure else 1883)
 
 
 class _Socket(ssl.SSLSocket):
@@ -67,10 +83,11 @@ class BrokerConnection(aiomqtt.Client):
         address: Address,
         *,
         on_message: Callable[[str, bytes], None],
+        on_lost: Callable[[str], None],
         will: aiomqtt.Will,
         version: aiomqtt.ProtocolVersion,
     ) -> None:
-        """Prepare; `on_message` is told topic and packet, must not wait and must not raise."""
+        """Prepare a connection; `connect` opens it."""
         if address.tls is not None:
             address.tls.sslsocket_class = _Socket
         super().__init__(
@@ -89,19 +106,24 @@ class BrokerConnection(aiomqtt.Client):
         self._client.connect_timeout = CONNECT_S / 2
         self._address = address
         self._deliver = on_message
+        self._on_lost = on_lost
         self._announced: int | None = None
         self._sizes: dict[int, int] = {}
         self._buffered = 0
         self._room = asyncio.Event()
         self._turns = asyncio.Lock()
         self._dropped = False
+        self.pushed = 0
         self.lost = asyncio.Event()
         self.why = ""
 
     @property
-    def announced(self) -> int | None:
-        """The largest packet the broker says it takes (MQTT 5), less MQTT's own bytes."""
-        return None if self._announced is None else max(0, self._announced - ENVELOPE)
+    def max_packet(self) -> int:
+        """The largest packet to make: ours, or less where the broker says so (MQTT 5).
+
+        A 3.1.1 broker says nothing and closes the connection; the session then makes less of them.
+        """
+        return PACKET if self._announced is None else min(PACKET, self._announced - ENVELOPE)
 
     async def open(self) -> None:
         """Connect, or raise LinkError."""
@@ -149,6 +171,7 @@ class BrokerConnection(aiomqtt.Client):
             raise LinkError(f"{self._address}: {error}") from error
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise LinkError(f"{self._address}: cannot publish: {info.rc.name}")
+        self.pushed += len(packet)
         if not info.is_published():
             self._sizes[info.mid] = len(packet)
             self._buffered += len(packet)
@@ -224,6 +247,7 @@ class BrokerConnection(aiomqtt.Client):
             self.why = f"{self._address}: {why}"
             self.lost.set()
             self._room.set()
+            self._on_lost(self.why)
 
     def _drop(self) -> None:
         """Close the socket in any state; neither aiomqtt nor paho have a public way."""
@@ -233,11 +257,20 @@ class BrokerConnection(aiomqtt.Client):
 
 
 async def connect(
-    address: Address, *, on_message: Callable[[str, bytes], None], will: aiomqtt.Will
+    address: Address,
+    *,
+    on_message: Callable[[str, bytes], None],
+    on_lost: Callable[[str], None] = lambda _why: None,
+    will: aiomqtt.Will,
 ) -> BrokerConnection:
-    """Return an open connection: MQTT 5 where the broker has it, else 3.1.1; or raise LinkError."""
+    """Return an open connection: MQTT 5 where the broker has it, else 3.1.1; or raise LinkError.
+
+    `on_message` is told every message's topic and packet; it must neither wait nor raise.
+    """
     for version in (aiomqtt.ProtocolVersion.V5, aiomqtt.ProtocolVersion.V311):
-        connection = BrokerConnection(address, on_message=on_message, will=will, version=version)
+        connection = BrokerConnection(
+            address, on_message=on_message, on_lost=on_lost, will=will, version=version
+        )
         try:
             await connection.open()
         except MqttConnectError as error:

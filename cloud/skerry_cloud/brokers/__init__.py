@@ -13,15 +13,14 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from skerry_protos.errors import ConfigError
 from skerry_protos.messages import DeviceId
 
 from skerry_cloud.identity import ServerCredentials
 
-MAX_PACKET = 1024 * 1024
-"""Largest MQTT packet that brokers of ours take, bytes; our frames are far smaller."""
+MAX_PACKET = 2_000_000
+"""Largest MQTT packet that brokers of ours take, bytes (the default of mosquitto 2.1)."""
 KINDS = ("auto", "embedded", "mosquitto")
 
 
@@ -129,19 +128,6 @@ def broker_url(config: BrokerConfig, port: int) -> str:
     name = reachable(config.host)
     scheme = "mqtts" if config.keys else "mqtt"
     return f"{scheme}://[{name}]:{port}" if ":" in name else f"{scheme}://{name}:{port}"
-
-
-def parse_broker_url(url: str) -> tuple[bool, str, int]:
-    """Return (TLS, host, port) of an mqtts:// or mqtt:// URL, or raise ConfigError."""
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"{url}: {error}") from error
-    if parts.scheme not in ("mqtts", "mqtt") or not parts.hostname or parts.path not in ("", "/"):
-        raise ConfigError(f"{url!r} is not a broker's URL; expected mqtts://host:port")
-    secure = parts.scheme == "mqtts"
-    return secure, parts.hostname, port or (8883 if secure else 1883)
 
 
 def listen(config: BrokerConfig) -> socket.socket:

@@ -5,8 +5,9 @@ from typing import Self
 
 from skerry_protos.errors import ConfigError
 from skerry_protos.messages import DeviceId
+from skerry_protos.mqtt import parse_url
 
-from skerry_cloud.brokers import BrokerConfig, is_loopback, parse_broker_url
+from skerry_cloud.brokers import BrokerConfig, is_loopback
 from skerry_cloud.identity import ServerCredentials
 
 
@@ -16,7 +17,7 @@ class ExternalBroker:
     kind = "external"
 
     def __init__(self, config: BrokerConfig) -> None:
-        secure, host, port = parse_broker_url(config.choice)
+        secure, host, port = parse_url(config.choice)
         if not secure and not is_loopback(host):
             raise ConfigError(
                 f"{config.choice} is not encrypted, and {host} is not loopback",

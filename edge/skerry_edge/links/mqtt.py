@@ -1,0 +1,184 @@
+"""The link over an MQTT broker: for a device that can reach no more than the broker's port.
+
+The connection to the broker outlives sessions: when the coordinator goes or comes, which its
+retained status says, the device waits or says Hello again on the same connection.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+from collections.abc import AsyncIterator
+from types import TracebackType
+
+import aiomqtt
+from skerry_protos.errors import ConfigError, LinkError, PeerError, RefusedError
+from skerry_protos.messages import Digest
+from skerry_protos.mqtt import FRAME, Address, BrokerConnection, connect, parse_url
+from skerry_protos.session import unpack
+from skerry_protos.session.handshake import HELLO_S
+from skerry_protos.topics import STATUS, cast, down, up
+
+from skerry_edge.links import LinkConfig
+from skerry_edge.links.crossing import Crossing
+
+COORDINATOR_S = HELLO_S - 3.0
+"""How long an attempt waits for a coordinator that is not connected to the broker."""
+
+
+class MqttWire:
+    """One session's use of the connection; ends with either."""
+
+    reliable = False
+
+    def __init__(self, connection: BrokerConnection, topic: str) -> None:
+        self._connection = connection
+        self._topic = topic
+        self._inbox: asyncio.Queue[bytes | LinkError] = asyncio.Queue()
+        self._over: LinkError | None = None
+        self.max_packet = self.max_received = connection.max_packet
+        self.chunk = self.max_packet - FRAME
+
+    async def send(self, packet: bytes) -> None:
+        if self._over is not None:
+            raise self._over
+        await self._connection.push(self._topic, packet)
+
+    async def receive(self) -> bytes:
+        packet = await self._inbox.get()
+        if isinstance(packet, LinkError):
+            raise packet
+        return packet
+
+    def put(self, packet: bytes) -> None:
+        """Take a packet that arrived."""
+        self._inbox.put_nowait(packet)
+
+    def end(self, why: str) -> None:
+        """Let `send` and `receive` raise from now on."""
+        self._over = LinkError(why)
+        self._inbox.put_nowait(self._over)
+
+
+class MqttLink(Crossing):
+    """A Link by way of an MQTT broker."""
+
+    def __init__(self, config: LinkConfig) -> None:
+        super().__init__(config, self._dial_broker, on_want=self._want, on_unwant=self._unwant)
+        secure, self._host, self._port = parse_url(config.url)
+        if secure and config.credentials is None:
+            raise ConfigError(f"{config.url} needs the device's certificate", hint="join first")
+        if not secure and not _is_loopback(self._host):
+            raise ConfigError(
+                f"{config.url} is not encrypted, and {self._host} is not loopback",
+                hint="use mqtts://",
+            )
+        self._up, self._down = up(config.device), down(config.device)
+        self._credentials = config.credentials if secure else None
+        self._connection: BrokerConnection | None = None
+        self._epoch = b""
+        self._came = asyncio.Event()  # set while the coordinator is connected to the broker
+        self._wire: MqttWire | None = None
+        self._wanted: set[Digest] = set()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await super().__aexit__(kind, error, traceback)
+        await self._hang_up()
+
+    @contextlib.asynccontextmanager
+    async def _dial_broker(self) -> AsyncIterator[MqttWire]:
+        connection = await self._connected()
+        try:
+            async with asyncio.timeout(COORDINATOR_S):
+                await self._came.wait()
+        except TimeoutError:
+            raise LinkError(
+                f"{self._config.url}: the broker answers, but no coordinator is connected to it"
+            ) from None
+        epoch = self._epoch
+        wire = MqttWire(connection, self._up)
+        self._wire = wire
+        refused = False
+        try:
+            yield wire
+        except RefusedError:
+            refused = True
+            raise
+        finally:
+            self._wire = None
+            wire.end("the connection was closed")
+            # Silence may be the connection's fault; a coordinator that went or refused is not.
+            if not refused and self._came.is_set() and self._epoch == epoch:
+                await self._hang_up()
+
+    async def _connected(self) -> BrokerConnection:
+        """Return the connection to the broker, made anew if there is none, or raise LinkError."""
+        if self._connection is not None and not self._connection.lost.is_set():
+            return self._connection
+        await self._hang_up()
+        self._came.clear()
+        device = self._config.device
+        tls = await asyncio.to_thread(self._credentials.context) if self._credentials else None
+        self._connection = connection = await connect(
+            Address(host=self._host, port=self._port, name=device, tls=tls),
+            on_message=self._take,
+            on_lost=self._lost,
+            will=aiomqtt.Will(self._up, b""),
+        )
+        await connection.listen(self._down, STATUS, *(cast(digest) for digest in self._wanted))
+        return connection
+
+    async def _hang_up(self) -> None:
+        """Close the connection, and say so first: a last will is for those who cannot."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(LinkError):
+                connection.push_now(self._up, b"")
+            await connection.close()
+
+    def _lost(self, why: str) -> None:
+        self._came.clear()
+        if self._wire is not None:
+            self._wire.end(why)
+
+    def _take(self, topic: str, packet: bytes) -> None:
+        if topic == self._down:
+            if self._wire is not None and packet:
+                self._wire.put(packet)
+        elif topic == STATUS:
+            self._take_status(packet)
+        else:
+            with contextlib.suppress(PeerError):  # the broadcast is not this session's fault
+                self.session.receive_cast(*unpack(packet))
+
+    def _take_status(self, epoch: bytes) -> None:
+        before, self._epoch = self._epoch, epoch
+        if epoch:
+            self._came.set()
+        else:
+            self._came.clear()
+        if self._wire is not None and epoch != before:
+            why = "has connected again" if epoch else "has left the broker"
+            self._wire.end(f"{self._config.url}: the coordinator {why}")
+
+    async def _want(self, digest: Digest) -> None:
+        self._wanted.add(digest)
+        if self._connection is not None:
+            with contextlib.suppress(LinkError):
+                await self._connection.listen(cast(digest))
+
+    def _unwant(self, digest: Digest) -> None:
+        self._wanted.discard(digest)
+        if self._connection is not None:
+            self._connection.ignore(cast(digest))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
