@@ -106,7 +106,7 @@ def deployment(devices: int, home: Path) -> Iterator[Deployment]:
             "--port",
             port,
         )
-        wait_until(lambda: _listens(port), "the SuperLink to listen", 60)
+        wait_until(lambda: listens(port), "the SuperLink to listen", 60)
         nodes = [
             start(
                 f"supernode{index}",
@@ -122,6 +122,7 @@ def deployment(devices: int, home: Path) -> Iterator[Deployment]:
         yield Deployment(superlink=superlink, nodes=nodes, environment=environment)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Return whether somebody accepts connections on the port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
