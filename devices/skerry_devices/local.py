@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import tomli_w
 from skerry_protos.errors import ConfigError, SkerryError
+from skerry_protos.settings import load_tables
 
 from skerry_devices.children import Child, Children
 from skerry_devices.client import Client, at
@@ -119,7 +120,9 @@ class LocalFleet:
 
     def join(self, plans: Sequence[DevicePlan]) -> None:
         """Give each device that has no identity yet one, by join tokens."""
-        fresh = [plan for plan in plans if not (self.home_of(plan) / "agent.toml").exists()]
+        for plan in plans:
+            settle(self.home_of(plan), plan)
+        fresh = [plan for plan in plans if not joined(self.home_of(plan))]
         if not fresh:
             return
         with self.client() as client:
@@ -138,19 +141,15 @@ class LocalFleet:
                     client.patch(at("devices", plan.name), {"labels": dict(plan.labels)})
 
     def _start_join(self, plan: DevicePlan, token: str) -> Child:
-        home = self.home_of(plan)
-        home.mkdir(parents=True, exist_ok=True)
-        child = self.children.start(
+        return self.children.start(
             plan.name,
             [
                 *(sys.executable, "-m", "skerry_edge", "join", token),
-                *("--home", str(home), "--name", plan.name, "--profile", plan.profile),
+                *("--home", str(self.home_of(plan))),
+                *("--name", plan.name, "--profile", plan.profile),
             ],
             log=self.home / f"{plan.name}.log",
         )
-        settings = {"agent": {"name": plan.name, "link": plan.link}, "node": dict(plan.node)}
-        (home / "agent.toml").write_text(tomli_w.dumps(settings))
-        return child
 
     def run(self, plans: Sequence[DevicePlan]) -> list[Child]:
         """Start the agents."""
@@ -183,6 +182,22 @@ class LocalFleet:
     def home_of(self, plan: DevicePlan) -> Path:
         """Return where a device's agent lives."""
         return self.home / "agents" / plan.name
+
+
+def joined(home: Path) -> bool:
+    """Return whether an agent's home holds an identity."""
+    return (home / "identity" / "identity.json").exists()
+
+
+def settle(home: Path, plan: DevicePlan) -> None:
+    """Write a device's settings; others that its owner has made stay."""
+    file = home / "agent.toml"
+    tables = load_tables(file) if file.exists() else {}
+    tables["agent"] = {**tables.get("agent", {}), "name": plan.name, "link": plan.link}
+    tables["node"] = {**tables.get("node", {}), **plan.node}
+    tables["labels"] = {**tables.get("labels", {}), **plan.labels}
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file.write_text(tomli_w.dumps(tables))
 
 
 def keep_ports(file: Path) -> None:
