@@ -33,6 +33,7 @@ PACKET: Final = 64 * 1024 + FRAME
 """Largest packet we make, where the broker takes it: a chunk of 64 KiB with its frame."""
 ENVELOPE: Final = 160
 """Bytes that MQTT adds to a packet at most: header, topic and properties."""
+VERSIONS: Final = (aiomqtt.ProtocolVersion.V5, aiomqtt.ProtocolVersion.V311)
 UNSUPPORTED_VERSION: Final = frozenset({1, 132})
 """CONNACK codes for "not this MQTT version", of a 3.1.1 broker and of MQTT 5."""
 
@@ -104,6 +105,7 @@ class BrokerConnection(aiomqtt.Client):
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )
         self._client.connect_timeout = CONNECT_S / 2
+        self.version = version
         self._address = address
         self._deliver = on_message
         self._on_lost = on_lost
@@ -262,20 +264,21 @@ async def connect(
     on_message: Callable[[str, bytes], None],
     on_lost: Callable[[str], None] = lambda _why: None,
     will: aiomqtt.Will,
+    first: aiomqtt.ProtocolVersion = aiomqtt.ProtocolVersion.V5,
 ) -> BrokerConnection:
     """Return an open connection: MQTT 5 where the broker has it, else 3.1.1; or raise LinkError.
 
-    `on_message` is told every message's topic and packet; it must neither wait nor raise.
+    `on_message` is told every message's topic and packet; it must neither wait nor raise. `first`
+    is the version to try first: that of the connection before.
     """
-    for version in (aiomqtt.ProtocolVersion.V5, aiomqtt.ProtocolVersion.V311):
+    for version in sorted(VERSIONS, key=lambda version: version is not first):
         connection = BrokerConnection(
             address, on_message=on_message, on_lost=on_lost, will=will, version=version
         )
         try:
             await connection.open()
         except MqttConnectError as error:
-            code = _number(error.rc)
-            if code not in UNSUPPORTED_VERSION or version is aiomqtt.ProtocolVersion.V311:
+            if _number(error.rc) not in UNSUPPORTED_VERSION:
                 raise LinkError(f"{address} refuses {address.name}: {error}") from error
         else:
             return connection

@@ -62,8 +62,14 @@ class MqttWire:
 class MqttLink(Crossing):
     """A Link by way of an MQTT broker."""
 
-    def __init__(self, config: LinkConfig) -> None:
-        super().__init__(config, self._dial_broker, on_want=self._want, on_unwant=self._unwant)
+    def __init__(self, config: LinkConfig, *, ping_s: float = 10.0) -> None:
+        super().__init__(
+            config,
+            self._dial_broker,
+            ping_s=ping_s,
+            on_want=self._want,
+            on_unwant=self._unwant,
+        )
         secure, self._host, self._port = parse_url(config.url)
         if secure and config.credentials is None:
             raise ConfigError(f"{config.url} needs the device's certificate", hint="join first")
@@ -75,6 +81,7 @@ class MqttLink(Crossing):
         self._up, self._down = up(config.device), down(config.device)
         self._credentials = config.credentials if secure else None
         self._connection: BrokerConnection | None = None
+        self._version = aiomqtt.ProtocolVersion.V5
         self._epoch = b""
         self._came = asyncio.Event()  # set while the coordinator is connected to the broker
         self._wire: MqttWire | None = None
@@ -128,7 +135,9 @@ class MqttLink(Crossing):
             on_message=self._take,
             on_lost=self._lost,
             will=aiomqtt.Will(self._up, b""),
+            first=self._version,
         )
+        self._version = connection.version
         await connection.listen(self._down, STATUS, *(cast(digest) for digest in self._wanted))
         return connection
 
