@@ -14,7 +14,7 @@ from pathlib import Path
 from skerry_protos.errors import LinkError, PeerError, RefusalCode, RefusedError
 from skerry_protos.messages import BlobRef, DeviceId, Digest, Parcel
 from skerry_protos.seams import Blobs, Stream, Wire
-from skerry_protos.session import Inflow, Limits, Session, Side, unpack
+from skerry_protos.session import Inflow, Limits, Session, Side, pack, unpack
 from skerry_protos.session.handshake import Greeting, read_hello, refusal, welcome
 from skerry_protos.v1 import fleet_pb2 as pb
 
@@ -44,14 +44,23 @@ class Visit:
     """One wire of one device, from its Welcome until it is cut."""
 
     def __init__(
-        self, device: DeviceId, session: Session, wire: Wire, close: Callable[[], None]
+        self,
+        *,
+        device: DeviceId,
+        session: Session,
+        wire: Wire,
+        close: Callable[[], None],
+        nonce: int,
+        welcome: pb.Frame,
     ) -> None:
         self.device = device
         self.session = session
         self.wire = wire
+        self.nonce = nonce
         self.why = ""
         self.over = False
         self._close = close
+        self._welcome = welcome
 
     def receive(self, packet: bytes) -> None:
         """Take a packet of this device; cut the wire when it is malformed."""
@@ -68,10 +77,17 @@ class Visit:
         """Take an unpacked packet of this device; cut the wire when it is malformed."""
         if self.over:
             return
+        if frame.HasField("hello") and frame.hello.nonce == self.nonce:
+            self.welcome_again()
+            return
         try:
             self.session.receive(frame, data)
         except PeerError as error:
             self.broke(error)
+
+    def welcome_again(self) -> None:
+        """Repeat the Welcome: the device repeats its Hello, so the first was lost."""
+        self.session.repeat(self._welcome)
 
     def broke(self, error: PeerError) -> None:
         """Dismiss a device that broke the protocol."""
@@ -162,6 +178,10 @@ class Sessions:
             nonce = frame.hello.nonce if frame.WhichOneof("kind") == "hello" else 0
             greeting = read_hello(frame, identity)
             async with self._turn(greeting.device):
+                known = self._visits.get(greeting.device)
+                if known is not None and known.nonce == nonce:
+                    known.welcome_again()
+                    return known
                 return await self._admit(greeting, wire, close, max_packet)
         except RefusedError as error:
             with contextlib.suppress(LinkError, TimeoutError):
@@ -194,16 +214,22 @@ class Sessions:
             ) from error
         session, resumed = await self._session(device, greeting.resume)
         number = session.number if resumed else secrets.randbits(63) + 1
-        await wire.send(
-            welcome(
-                greeting,
-                number,
-                resumed=resumed,
-                max_packet=max_packet,
-                heartbeat_s=self._heartbeat_s,
-            )
+        answer = welcome(
+            greeting,
+            number,
+            resumed=resumed,
+            max_packet=max_packet,
+            heartbeat_s=self._heartbeat_s,
         )
-        visit = Visit(device, session, wire, close)
+        await wire.send(pack(answer))
+        visit = Visit(
+            device=device,
+            session=session,
+            wire=wire,
+            close=close,
+            nonce=greeting.nonce,
+            welcome=answer,
+        )
         self._visits[device] = visit
         session.attach(wire, number, resumed=resumed, max_packet=greeting.max_packet)
         await self._gate.present(device, self._transport)

@@ -5,6 +5,7 @@ A transport is a `Dial`: an async context manager that connects and yields a `Co
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -17,7 +18,7 @@ from skerry_protos.errors import LinkError, PeerError, RefusedError, SkerryError
 from skerry_protos.messages import BlobRef, Digest, Parcel
 from skerry_protos.seams import Stream, Wire
 from skerry_protos.session import Limits, Session, Side, pack, unpack
-from skerry_protos.session.handshake import HELLO_S, hello, read_answer, refused
+from skerry_protos.session.handshake import AGAIN_S, HELLO_S, hello, read_answer, refused
 
 from skerry_edge.links import LinkConfig
 
@@ -181,10 +182,14 @@ class Crossing:
             resume=self.session.number,
             max_packet=connection.max_received,
         )
-        await connection.send(pack(frame))
         welcome = None
         while welcome is None:
-            welcome = read_answer(unpack(await connection.receive())[0], frame.hello.nonce)
+            await connection.send(pack(frame))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if connection.reliable else AGAIN_S):
+                    while welcome is None:
+                        answer, _ = unpack(await connection.receive())
+                        welcome = read_answer(answer, frame.hello.nonce)
         self.session.attach(
             connection,
             welcome.session,

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 from skerry_protos.session import Limits
-from skerry_protos.session.memory import connect
+from skerry_protos.session.memory import MemoryEnd, connect
 
 from skerry_edge.links import LinkConfig
 from skerry_edge.links.crossing import Connection, Crossing
@@ -23,7 +23,11 @@ class MemoryLink(Crossing):
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[Connection]:
         end = connect(self._name)
+        self.dialled(end)
         try:
             yield end
         finally:
             end.close()
+
+    def dialled(self, end: MemoryEnd) -> None:
+        """Note a new wire; simulations override it to cut or silence the wire later."""

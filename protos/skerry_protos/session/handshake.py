@@ -16,6 +16,8 @@ from skerry_protos.versions import PROTOCOL, ProtocolVersion, negotiate
 
 HELLO_S = 15.0
 """How long either side waits for the other's part of the handshake."""
+AGAIN_S = 2.0
+"""When a device says its Hello again, on a wire that may have lost it or the answer."""
 SMALLEST_PACKET = 1024
 """A wire that takes no packet of this size cannot carry a session."""
 
@@ -91,19 +93,17 @@ def read_hello(
 
 def welcome(
     greeting: Greeting, session: int, *, resumed: bool, max_packet: int, heartbeat_s: float
-) -> bytes:
-    """Return the packet that admits a device."""
-    return pack(
-        pb.Frame(
-            welcome=pb.Welcome(
-                protocol=pb.Version(major=greeting.protocol.major, minor=greeting.protocol.minor),
-                session=session,
-                nonce=greeting.nonce,
-                resumed=resumed,
-                max_packet=max_packet,
-                heartbeat_s=heartbeat_s,
-                unix_time_s=time.time(),
-            )
+) -> pb.Frame:
+    """Return the frame that admits a device."""
+    return pb.Frame(
+        welcome=pb.Welcome(
+            protocol=pb.Version(major=greeting.protocol.major, minor=greeting.protocol.minor),
+            session=session,
+            nonce=greeting.nonce,
+            resumed=resumed,
+            max_packet=max_packet,
+            heartbeat_s=heartbeat_s,
+            unix_time_s=time.time(),
         )
     )
 

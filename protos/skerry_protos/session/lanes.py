@@ -49,6 +49,7 @@ class Lanes:
         self.wire: Wire | None = None
         self.number = 0
         self.sent_s = 0.0
+        self.sent_bytes = 0
         self._max_packet = 0
         self._control: dict[object, pb.Frame] = {}
         self._acks: dict[str, None] = {}
@@ -167,6 +168,7 @@ class Lanes:
                     continue
                 await wire.send(packet)
                 self.sent_s = loop.time()
+                self.sent_bytes += len(packet)
         except LinkError as error:
             self._on_broken(str(error))
         except Exception as error:

@@ -104,8 +104,8 @@ class MemoryEnd:
         self.max_packet = self.max_received = faults.max_packet
         self.chunk = faults.chunk
         self.reliable = faults.reliable
+        self.silent = False  # what is sent is swallowed, and nothing is received
         self.sent_packets = 0
-        self.sent_bytes = 0
         self._outward = outward
         self._inward = inward
         self._cut = cut
@@ -119,8 +119,9 @@ class MemoryEnd:
         if self._cut.is_set():
             raise LinkError("the wire was cut")
         self.sent_packets += 1
-        self.sent_bytes += len(packet)
-        if not way.throw(packet):
+        if self.silent:
+            await asyncio.sleep(0)
+        elif not way.throw(packet):
             self.close()
         elif self.sent_packets % (PACKETS // 4) == 0:
             await asyncio.sleep(0)  # let the reader and others have their turn
@@ -130,7 +131,10 @@ class MemoryEnd:
         way = self._inward
         while not self._cut.is_set():
             if way.packets:
-                return way.take()
+                packet = way.take()
+                if self.silent:
+                    continue
+                return packet
             await way.readable.wait()
         raise LinkError("the wire was cut")
 

@@ -24,7 +24,7 @@ from skerry_protos.v1 import fleet_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-SHORTEST_RESEND_S: Final = 2.0
+SHORTEST_RESEND_S: Final = 1.0
 LONGEST_RESEND_S: Final = 15.0
 RELIABLE_RESEND_S: Final = 60.0
 """On a wire that loses nothing a late answer is only late; it is asked for all the same."""

@@ -101,6 +101,11 @@ class Session:
         return self._lanes.wire is not None
 
     @property
+    def sent_bytes(self) -> int:
+        """How many bytes were sent, over all wires."""
+        return self._lanes.sent_bytes
+
+    @property
     def chunk(self) -> int:
         """The size of chunks now, bytes."""
         return self._lanes.chunk
@@ -138,6 +143,10 @@ class Session:
         self._transfers.detach()
         self._servings.detach()
         self._streams.detach()
+
+    def repeat(self, welcome: pb.Frame) -> None:
+        """Send the Welcome of this session again: the device has not seen it."""
+        self._lanes.control("welcome", welcome)
 
     def receive(self, frame: pb.Frame, data: memoryview) -> None:
         """Take what the wire's reader unpacked; never waits. Raise PeerError when it is malformed.
