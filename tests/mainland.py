@@ -1,4 +1,4 @@
-"""A coordinator's shore for tests: its authority, registry and HTTPS API on loopback, no runs."""
+"""A coordinator's shore for tests: authority, registry and HTTPS API on loopback, no fleets."""
 
 import asyncio
 import contextlib
@@ -15,10 +15,14 @@ from typing import Any
 
 from skerry_cloud.api.app import make_app, serving
 from skerry_cloud.api.enrol import LinkView
+from skerry_cloud.api.runs import BUNDLE_LIMIT
+from skerry_cloud.api.runs import router as runs_router
 from skerry_cloud.identity import Authority
 from skerry_cloud.registry import Registry
+from skerry_cloud.runs import Runs
 from skerry_cloud.store import Store, operators
 from skerry_cloud.store.operators import Role
+from skerry_protos.blobs import LocalBlobs
 from skerry_protos.messages import BlobRef, DeviceId, Parcel
 from skerry_protos.seams import Stream
 
@@ -163,12 +167,22 @@ async def mainland(
     async with store, Registry(store=store, authority=authority) as registry:
         await store.write(keep)
         registry.attach(fleet=harbour, work=labour)
+        runs = Runs(
+            store=store,
+            blobs=LocalBlobs(home / "blobs", durable=False),
+            fleet=harbour,
+            roster=registry,
+            sign=authority.sign_bundle,
+            folder=home / "runs",
+        )
         app = make_app(
             store=store,
             authority=authority,
             registry=registry,
             url=url,
             links=[LinkView(kind="grpc", url="grpcs://127.0.0.1:8471")],
+            routers=[runs_router(runs)],
+            large_bodies={"/v1/apps": BUNDLE_LIMIT},
         )
         context = authority.server(["127.0.0.1"]).context()
         async with serving(app, [bound], context):

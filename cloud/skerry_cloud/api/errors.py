@@ -22,6 +22,7 @@ STATUS = {
     "unknown-device": 403,
     "revoked": 403,
     "clock": 403,
+    "not-found": 404,
     "device-taken": 409,
     "operator-taken": 409,
     "last-admin": 409,

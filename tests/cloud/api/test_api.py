@@ -50,7 +50,7 @@ def routes(shore: Mainland) -> list[tuple[str, str]]:
 async def test_every_route_is_open_to_exactly_the_roles_it_names(shore: Mainland) -> None:
     """Walk all routes with every role; a body is never valid, so that nothing happens."""
     walked = routes(shore)
-    assert len(walked) >= 20
+    assert len(walked) >= 30
     for method, path in walked:
         if path in PUBLIC:
             continue
@@ -73,6 +73,16 @@ async def test_every_route_is_open_to_exactly_the_roles_it_names(shore: Mainland
                 assert (answer.status, answer.code) == (403, "forbidden"), (method, path, role)
 
 
+async def slowed_down(shore: Mainland, method: str, path: str, body: object, token: str) -> bool:
+    """Return whether an address that keeps being refused is soon told to wait."""
+    for _ in range(200):  # 30 at once, and one a second while we ask
+        answer = await shore.call(method, path, body, role=None, token=token)
+        if answer.status == 429:
+            assert answer.code == "too-many"
+            return True
+    return False
+
+
 async def test_wrong_and_revoked_tokens_open_nothing_and_are_limited(shore: Mainland) -> None:
     made = await shore.call("POST", "/v1/operators", {"name": "ann", "role": "viewer"})
     token = str(made["token"])
@@ -82,10 +92,8 @@ async def test_wrong_and_revoked_tokens_open_nothing_and_are_limited(shore: Main
     token = str(changed["token"])
     assert (await shore.call("GET", "/v1/whoami", token=token)).status == 200
     assert (await shore.call("DELETE", "/v1/operators/ann")).status == 204
-    answers = [await shore.call("GET", "/v1/whoami", token=token) for _ in range(35)]
-    assert answers[0].status == 401
-    assert answers[-1].status == 429
-    assert answers[-1].code == "too-many"
+    assert (await shore.call("GET", "/v1/whoami", token=token)).status == 401
+    assert await slowed_down(shore, "GET", "/v1/whoami", None, token)
 
 
 async def test_the_last_admin_and_a_name_once_taken_are_kept(shore: Mainland) -> None:
@@ -268,9 +276,9 @@ async def test_unknown_paths_and_methods_have_the_one_shape(shore: Mainland) -> 
 
 async def test_a_stranger_who_keeps_failing_to_join_is_slowed_down(shore: Mainland) -> None:
     asked = {"invite": "0" * 12, "secret": "x", "csr_pem": "nothing"}
-    answers = [await shore.call("POST", "/v1/enrol", asked, role=None) for _ in range(35)]
-    assert (answers[0].status, answers[0].code) == (400, "csr")
-    assert (answers[-1].status, answers[-1].code) == (429, "too-many")
+    first = await shore.call("POST", "/v1/enrol", asked, role=None)
+    assert (first.status, first.code) == (400, "csr")
+    assert await slowed_down(shore, "POST", "/v1/enrol", asked, "")
 
 
 async def test_a_full_disk_refuses_changes_and_reading_goes_on(
