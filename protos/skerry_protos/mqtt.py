@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,6 +28,8 @@ CONNECT_S = 10.0
 KEEPALIVE_S = 30
 BUFFER: Final = 256 * 1024
 """Bytes written and not on the socket yet, beyond which `push` waits."""
+FEW: Final = 4
+"""Packets that are never so many bytes."""
 FRAME: Final = 1024
 """Room for what is not data in a packet."""
 PACKET: Final = 64 * 1024 + FRAME
@@ -110,8 +113,7 @@ class BrokerConnection(aiomqtt.Client):
         self._deliver = on_message
         self._on_lost = on_lost
         self._announced: int | None = None
-        self._sizes: dict[int, int] = {}
-        self._buffered = 0
+        self._thread = threading.get_ident()
         self._room = asyncio.Event()
         self._turns = asyncio.Lock()
         self._dropped = False
@@ -143,6 +145,7 @@ class BrokerConnection(aiomqtt.Client):
         except (aiomqtt.MqttError, OSError) as error:
             self._drop()
             raise LinkError(f"{self._address}: {error}") from error
+        self._client.on_publish = None
         self._disconnected.add_done_callback(self._ended)
 
     async def close(self) -> None:
@@ -156,12 +159,19 @@ class BrokerConnection(aiomqtt.Client):
 
     async def push(self, topic: str, packet: bytes) -> None:
         """Send one packet at QoS 0, waiting for room first; raise LinkError once it is lost."""
-        if self._buffered >= BUFFER:
+        if self._full:
             async with self._turns:  # first come, first served
-                while self._buffered >= BUFFER and not self.lost.is_set():
+                while self._full and not self.lost.is_set():
                     self._room.clear()
+                    # Only while somebody waits: paho makes four objects for each call of it.
+                    self._client.on_publish = self._on_publish
                     await self._room.wait()
         self.push_now(topic, packet)
+
+    @property
+    def _full(self) -> bool:
+        waiting = self._client._out_packet
+        return len(waiting) >= FEW and sum(packet["to_process"] for packet in waiting) >= BUFFER
 
     def push_now(self, topic: str, packet: bytes) -> None:
         """Send one packet at QoS 0 without waiting."""
@@ -174,9 +184,6 @@ class BrokerConnection(aiomqtt.Client):
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise LinkError(f"{self._address}: cannot publish: {info.rc.name}")
         self.pushed += len(packet)
-        if not info.is_published():
-            self._sizes[info.mid] = len(packet)
-            self._buffered += len(packet)
 
     async def listen(self, *topics: str) -> None:
         """Subscribe to topics at QoS 0, or raise LinkError."""
@@ -190,6 +197,7 @@ class BrokerConnection(aiomqtt.Client):
 
     async def retain(self, topic: str, payload: bytes) -> None:
         """Publish a retained message at QoS 1, or raise LinkError."""
+        self._client.on_publish = self._on_publish
         try:
             await self.publish(topic, payload, qos=1, retain=True)
         except aiomqtt.MqttError as error:
@@ -230,13 +238,30 @@ class BrokerConnection(aiomqtt.Client):
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason_code: Any, properties: Any
     ) -> None:
-        size = self._sizes.pop(mid, None)
-        if size is None:
-            super()._on_publish(client, userdata, mid, reason_code, properties)
-            return
-        self._buffered -= size
-        if self._buffered < BUFFER:
+        super()._on_publish(client, userdata, mid, reason_code, properties)
+        if not self._full:
             self._room.set()
+            if not self._pending_publishes:
+                client.on_publish = None
+
+    def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:
+        # aiomqtt has the selector tell it that the socket takes data, which costs a turn of the
+        # loop and four system calls for each packet; it nearly always does.
+        if threading.get_ident() == self._thread:
+            self._loop.call_soon(self._write)
+        else:
+            super()._on_socket_register_write(client, userdata, sock)
+
+    def _write(self) -> None:
+        try:
+            self._client.loop_write()
+        except Exception as error:  # noqa: BLE001 (as aiomqtt: the connection is broken)
+            if not self._disconnected.done():
+                self._disconnected.set_exception(error)
+            return
+        sock = self._client.socket()
+        if sock is not None and self._client.want_write():
+            super()._on_socket_register_write(self._client, None, sock)
 
     # --- the end
 

@@ -68,15 +68,23 @@ class Mosquitto:
         return self._process.pid if self._process and self._process.returncode is None else None
 
     async def __aenter__(self) -> Self:
-        with listen(self._config) as probe:
-            port = int(probe.getsockname()[1])
-        self.address = (self.address[0], port)
-        self.url = broker_url(self._config, port)
         # A socket's path may have 107 characters, and the state folder's may be long already.
         self._run_dir = tempfile.TemporaryDirectory(prefix="skerry-")
+        tries = 1 if self._config.port else 3  # a free port may be taken before mosquitto has it
         try:
-            await asyncio.to_thread(self._write_state)
-            await self._start()
+            while True:
+                tries -= 1
+                with listen(self._config) as probe:
+                    port = int(probe.getsockname()[1])
+                self.address = (self.address[0], port)
+                self.url = broker_url(self._config, port)
+                await asyncio.to_thread(self._write_state)
+                try:
+                    await self._start()
+                    break
+                except ConfigError as error:
+                    if not tries or "in use" not in error.message:
+                        raise
         except BaseException:
             await self._stop()
             raise
@@ -128,10 +136,8 @@ class Mosquitto:
         )
         try:
             async with asyncio.timeout(START_S):
-                while not await _answers(self.address):
-                    if self._process.returncode is not None:
-                        break
-                    await asyncio.sleep(0.02)
+                while self._process.returncode is None and not _says_running(self._log, mark):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
         except TimeoutError:
             pass
         else:
@@ -224,6 +230,7 @@ class Mosquitto:
             "log_type error",
             "log_type warning",
             "log_type notice",
+            "log_type information",
             "connection_messages false",
             "log_timestamp_format %Y-%m-%dT%H:%M:%S",
             f"acl_file {self._state / 'acl'}",
@@ -281,16 +288,11 @@ def _tail(path: Path, since: int) -> str:
     return " | ".join((errors or said)[-3:]) or "it said nothing"
 
 
-async def _answers(address: tuple[str, int]) -> bool:
-    try:
-        async with asyncio.timeout(1.0):
-            _, writer = await asyncio.open_connection(*address)
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return True
+def _says_running(path: Path, since: int) -> bool:
+    """Return whether the log says after `since` that mosquitto is ready."""
+    with path.open("rb") as file:
+        file.seek(since)
+        return b" running\n" in file.read()
 
 
 def _die_with_parent() -> None:
