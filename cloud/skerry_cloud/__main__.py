@@ -80,7 +80,8 @@ def _run(command: str, home: Path | None, settings: dict[str, object]) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for noisy in ("alembic", "uvicorn"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     from skerry_cloud.coordinator import reset_admin, serve
 
     if command == "admin-token":
