@@ -166,7 +166,7 @@ def _translated(url: str) -> Iterator[None]:
             ) from error
         raise LinkError(
             f"cannot reach the coordinator at {url}: {error}",
-            hint="is it running? skerry doctor says more; skerry up starts one here",
+            hint="is it running? skerry up starts one here; skerry doctor says more",
         ) from error
     except httpx.TimeoutException as error:
         raise DeadlineError(

@@ -5,7 +5,7 @@ import ssl
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -200,7 +200,7 @@ def coordinator(context: Context) -> Iterator[Finding]:
             )
 
 
-def attempt(check: str, ask: Callable[[], Any]) -> Iterator[Finding]:  # type: ignore[misc]
+def attempt(check: str, ask: Callable[[], Any]) -> Generator[Finding, None, Any]:
     """Return what `ask` returns, or yield the finding that it failed and return None."""
     try:
         return ask()
@@ -239,5 +239,5 @@ def failed(check: str, error: SkerryError) -> Finding:
         check=check,
         verdict=Verdict.FAIL,
         says=f"error[{error.code}]: {error.message}",
-        hint=error.hint,
+        hint=error.hint.removesuffix("skerry doctor says more").rstrip("; "),
     )

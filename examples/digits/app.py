@@ -11,10 +11,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from datasets import Dataset
-from flwr_datasets.partitioner import DirichletPartitioner
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 ALPHA = 0.5  # of the Dirichlet distribution: smaller is less even
@@ -62,6 +58,10 @@ def model() -> nn.Module:
 
 def data(device: Device) -> Share:
     """Return the device's share of the training images and of the test images."""
+    # Imported where they are used: who only wants the model need not load them.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     pixels, digits = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
         (pixels / 16).astype(np.float32).reshape(-1, 1, 8, 8),
@@ -82,6 +82,9 @@ def data(device: Device) -> Share:
 
 def uneven_share(digits: np.ndarray, partition: int, partitions: int) -> np.ndarray:
     """Return the rows of one of `partitions` shares, the same on every device for the same seed."""
+    from datasets import Dataset
+    from flwr_datasets.partitioner import DirichletPartitioner
+
     rows = Dataset.from_dict({"row": range(len(digits)), "digit": digits})
     partitioner = DirichletPartitioner(
         num_partitions=partitions,

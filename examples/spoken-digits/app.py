@@ -11,8 +11,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from datasets import Dataset
-from flwr_datasets.partitioner import NaturalIdPartitioner
 from sound import picture
 from source import Recordings, recordings
 from torch import Tensor, nn
@@ -70,6 +68,10 @@ def model() -> nn.Module:
 
 def data(device: Device) -> Share:
     """Return the recordings of this device's speaker; with fewer devices some are left out."""
+    # Imported where they are used: who only wants the model need not load them.
+    from datasets import Dataset
+    from flwr_datasets.partitioner import NaturalIdPartitioner
+
     every = recordings()
     speakers = [speaker for speaker, _, _ in sorted(every)]
     partitioner = NaturalIdPartitioner(partition_by="speaker")

@@ -1,0 +1,144 @@
+"""The command line without a coordinator: help, errors, statuses, and how little it loads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from skerry_devices import cli
+from skerry_devices.manual import commands
+
+from tests.devices.conftest import Skerry
+
+
+def test_the_version_costs_little_and_loads_no_library() -> None:
+    code = (
+        "import sys, resource; sys.argv = ['skerry', '--version'];"
+        "from skerry_devices.__main__ import main; main();"
+        "used = resource.getrusage(resource.RUSAGE_SELF);"
+        "print(used.ru_utime + used.ru_stime, 'typer' in sys.modules, 'rich' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    version, measured = said.stdout.splitlines()
+    seconds, *loaded = measured.split()
+    assert version.startswith("skerry ")
+    assert loaded == ["False", "False"]
+    assert float(seconds) < 0.3
+
+
+def test_listing_devices_loads_no_torch_no_flower_and_no_server() -> None:
+    code = (
+        "import sys; from skerry_devices.cli import run; run(['devices', 'list']);"
+        "heavy = {'torch', 'flwr', 'fastapi', 'sqlalchemy', 'numpy', 'grpc'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"SKERRY_CONFIG": "/nonexistent/config.toml"},
+    )
+    assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_has_help(skerry: Skerry, command: str) -> None:
+    said = skerry(*command.split(), "--help")
+    assert said.status == 0
+    assert "Usage: skerry" in said.out
+    assert "--help" in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"), [(["devics"], "devices"), (["runs", "sho"], "show"), (["ru"], "run")]
+)
+def test_a_mistyped_command_says_which_was_meant(
+    skerry: Skerry, words: list[str], meant: str
+) -> None:
+    said = skerry(*words)
+    assert said.status == 2
+    assert f"did you mean {meant!r}?" in said.err
+    assert said.err.startswith("error[usage]: ")
+    assert "\nhint: " in said.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["devices", "list", "--timeout", "5x"],
+        ["devices", "list", "--output", "yaml"],
+        ["devices", "label"],
+        ["devices", "label", "d", "no-equals"],
+        ["run", ".", "-c", "novalue"],
+        ["run", ".", "--fraction", "2"],
+        ["--nonsense"],
+    ],
+)
+def test_a_wrong_command_line_is_one_line_a_hint_and_status_2(
+    skerry: Skerry, words: list[str], app: Path
+) -> None:
+    said = skerry(*(str(app) if word == "." else word for word in words))
+    assert said.status == 2
+    assert said.err.startswith("error[")
+    assert len(said.err.splitlines()) == 2
+
+
+def test_without_a_context_it_says_how_to_get_one(skerry: Skerry) -> None:
+    said = skerry("devices", "list")
+    assert said.status == 2
+    assert "no coordinator is chosen" in said.err
+    assert "skerry up" in said.err
+
+
+def test_a_coordinator_that_is_not_there_is_status_4(skerry: Skerry) -> None:
+    skerry("config", "set-context", "away", "--url", "https://127.0.0.1:1")
+    said = skerry("devices", "list")
+    assert said.status == 4
+    assert "cannot reach the coordinator at https://127.0.0.1:1" in said.err
+
+
+def test_an_unforeseen_error_is_one_line_and_a_file(
+    skerry: Skerry, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr("skerry_devices.contexts.load", broken)
+    said = skerry("config", "get-contexts")
+    assert said.status == 1
+    assert said.err.splitlines()[0] == "error[internal]: ZeroDivisionError: odd"
+    log = config.with_name("skerry-error.log")
+    assert str(log) in said.err
+    assert "ZeroDivisionError" in log.read_text()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_the_shells_script(skerry: Skerry, shell: str) -> None:
+    said = skerry("completion", shell)
+    assert said.status == 0
+    assert "_SKERRY_COMPLETE" in said.out
+
+
+def test_completion_completes_commands() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "skerry_devices"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"_SKERRY_COMPLETE": "complete_bash", "COMP_WORDS": "skerry dev", "COMP_CWORD": "1"},
+    )
+    assert "devices" in said.stdout
+
+
+def test_every_listed_command_has_a_module() -> None:
+    folder = Path(cli.__file__).parent / "commands"
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(cli.COMMANDS)
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    line = f"{sys.executable} -m skerry_devices run --help | head -1 > /dev/null"
+    said = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, check=False
+    )
+    assert said.stderr == ""
