@@ -85,7 +85,7 @@ async def running(config: CoordinatorConfig) -> AsyncIterator[Addresses]:
         registry = await stack.enter_async_context(
             Registry(store=store, authority=authority, heartbeat_s=config.heartbeat_s)
         )
-        broker = await open_for_mqtt(config, stack, keys)
+        broker = await open_for_mqtt(config, stack, keys, registry)
         fleets = make_fleets(config, keys, registry, blobs, broker)
         fleet = JoinedFleet(list(fleets.values()))
         runs = Runs(
@@ -192,7 +192,10 @@ def open_blobs(config: CoordinatorConfig) -> LocalBlobs:
 
 
 async def open_for_mqtt(
-    config: CoordinatorConfig, stack: contextlib.AsyncExitStack, keys: ServerCredentials
+    config: CoordinatorConfig,
+    stack: contextlib.AsyncExitStack,
+    keys: ServerCredentials,
+    registry: Registry,
 ) -> Broker | None:
     """Return the broker for devices on MQTT, up, or None when there are none."""
     if "mqtt" not in config.links:
@@ -205,6 +208,7 @@ async def open_for_mqtt(
                 host=config.host,
                 port=config.mqtt_port,
                 keys=None if config.insecure else keys,
+                denied=registry.revoked(),
             )
         )
     )

@@ -211,6 +211,10 @@ class Registry:
 
     # What runs and operators ask.
 
+    def revoked(self) -> frozenset[DeviceId]:
+        """Return the devices that were revoked."""
+        return frozenset(self._revoked)
+
     def connected(self) -> frozenset[DeviceId]:
         """Return the devices that have a session now."""
         return frozenset(device for device, here in self._presence.items() if here.connected)
@@ -277,10 +281,7 @@ class Registry:
 
     async def revoke(self, device: DeviceId, why: str) -> None:
         """Shut the device out for good: by its id, whatever certificates it holds."""
-        now = time.time()
-        await self._store.write(
-            lambda c: kept.change(c, device, revoked_at=now, revoked_why=why[:500])
-        )
+        await self._store.write(lambda c: kept.revoke(c, device, why[:500]))
         self._revoked.add(device)
         await self._dismiss(device)
         presence = self._presence.setdefault(device, Presence())

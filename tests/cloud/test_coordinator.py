@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import aiomqtt
 import psutil
 import pytest
 from skerry_edge.identity import Identity, join
@@ -270,6 +272,49 @@ async def test_a_device_connects_and_revocation_cuts_it_within_five_seconds_for_
         with pytest.raises((asyncio.TimeoutError, RefusedError)):
             await asyncio.wait_for(link.deliver(beat), 3)
         assert not link.connected
+
+
+@pytest.mark.parametrize("broker", ["auto", "embedded"])
+def test_a_revoked_device_has_no_rights_at_a_broker_that_forgot_it(
+    tmp_path: Path, broker: str
+) -> None:
+    home = tmp_path / "home"
+    with coordinator(home, "--broker", broker) as running:
+        running.ready()
+        invited(running, tmp_path / "device", "pi-1")
+        assert running.call("POST", "/v1/devices/pi-1/revoke", {})[0] == 200
+        assert running.stop() == 0
+    (home / "broker" / "denied").unlink()
+    with coordinator(home, "--broker", broker) as again:
+        made = again.ready()
+        keys = tmp_path / "device" / "identity"
+        context = ssl.create_default_context(cafile=made["ca"])
+        context.load_cert_chain(keys / "certificate.pem", keys / "key.pem")
+        address = urlsplit(made["mqtt_url"])
+        assert not asyncio.run(served(str(address.hostname), int(address.port or 0), context))
+
+
+async def served(host: str, port: int, context: ssl.SSLContext) -> bool:
+    """Return whether the broker lets this certificate read the broadcast topic."""
+    try:
+        async with aiomqtt.Client(
+            host, port, identifier="pi-1", tls_context=context, timeout=5
+        ) as client:
+            await client.subscribe("skerry/v1/coordinator", qos=1)  # retained: comes at once
+            async with asyncio.timeout(2):
+                await anext(aiter(client.messages))
+                return True
+    except (aiomqtt.MqttError, TimeoutError):
+        return False
+
+
+def test_a_device_in_good_standing_is_served_by_the_broker(
+    shared: Coordinator, tmp_path: Path
+) -> None:
+    identity = invited(shared, tmp_path, "pi-1")
+    address = urlsplit(shared.made["mqtt_url"])
+    context = identity.credentials.context()
+    assert asyncio.run(served(str(address.hostname), int(address.port or 0), context))
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ class BrokerConfig:
     port: int = 8883  # 0: pick a free one
     keys: ServerCredentials | None = None  # None: plaintext, for loopback and `--insecure` only
     max_packet: int = MAX_PACKET
+    denied: frozenset[DeviceId] = frozenset()  # revoked: no rights from the start
 
 
 class Broker(Protocol):

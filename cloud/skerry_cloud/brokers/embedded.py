@@ -52,7 +52,7 @@ class EmbeddedBroker:
 
     def __init__(self, config: BrokerConfig) -> None:
         self._config = config
-        self._denied: set[str] = set()
+        self._denied: set[str] = set(config.denied)
         self._denied_list = config.state / "denied"
         self._amqtt: _Broker | None = None
         self._server: asyncio.Server | None = None
@@ -67,7 +67,7 @@ class EmbeddedBroker:
         logging.getLogger("transitions").setLevel(logging.ERROR)
         self._config.state.mkdir(parents=True, exist_ok=True)
         if self._denied_list.exists():
-            self._denied = set(self._denied_list.read_text().split())
+            self._denied |= set(self._denied_list.read_text().split())
         listener = listen(self._config)
         try:
             self._amqtt = _Broker(self._denied)

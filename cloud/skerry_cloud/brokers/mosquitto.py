@@ -53,7 +53,7 @@ class Mosquitto:
         self._state = config.state
         self._log = config.state / "mosquitto.log"
         self._denied_list = config.state / "denied"
-        self._denied: set[str] = set()
+        self._denied: set[str] = set(config.denied)
         self._password = secrets.token_urlsafe(24)
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -197,7 +197,7 @@ class Mosquitto:
         self._state.chmod(0o700)
         self._log.touch(mode=0o600)
         if self._denied_list.exists():
-            self._denied = set(self._denied_list.read_text().split())
+            self._denied |= set(self._denied_list.read_text().split())
         self._write_rights()
         secret = f"{_CONTROL}:{_password_hash(self._password)}\n"
         write_private(self._state / "passwords", secret.encode())

@@ -221,6 +221,15 @@ def change(connection: sa.Connection, device: DeviceId, **values: object) -> Non
     connection.execute(devices.update().where(devices.c.id == device).values(**values))
 
 
+def revoke(connection: sa.Connection, device: DeviceId, why: str) -> None:
+    """Note that a device is out for good; the first time and reason stay."""
+    connection.execute(
+        devices.update()
+        .where(devices.c.id == device, devices.c.revoked_at.is_(None))
+        .values(revoked_at=time.time(), revoked_why=why)
+    )
+
+
 def keep_log(
     connection: sa.Connection,
     device: DeviceId,
