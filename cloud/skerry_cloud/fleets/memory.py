@@ -83,12 +83,12 @@ class MemoryFleet(Sessions):
                     await end.receive(),
                     end,
                     identity=None,
-                    close=end.close,
+                    close=end.finish,
                     max_packet=end.max_received,
                 )
         except (LinkError, RefusedError, TimeoutError):
             self.ends.remove(end)
-            end.close()
+            end.finish()
             return
         why = "the device closed the wire"
         try:

@@ -47,6 +47,7 @@ class _Way:
         self._dice = random.Random(seed)  # noqa: S311 - faults must be the same for the same seed
         self.packets: deque[bytes] = deque()
         self.under_way = 0
+        self.finished = False
         self._held: list[bytes] = []
         self.readable = asyncio.Event()
         self.writable = asyncio.Event()
@@ -129,7 +130,7 @@ class MemoryEnd:
     async def receive(self) -> bytes:
         """Return the next packet; raise LinkError once the wire is cut."""
         way = self._inward
-        while not self._cut.is_set():
+        while not self._cut.is_set() or (way.finished and way.packets):
             if way.packets:
                 packet = way.take()
                 if self.silent:
@@ -137,6 +138,11 @@ class MemoryEnd:
                 return packet
             await way.readable.wait()
         raise LinkError("the wire was cut")
+
+    def finish(self) -> None:
+        """Close the wire; what was sent this way can still be read at the other end."""
+        self._outward.finished = True
+        self.close()
 
     def close(self) -> None:
         """Cut the wire, both ways."""
