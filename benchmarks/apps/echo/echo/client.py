@@ -1,4 +1,4 @@
-"""The device's side: add one thousandth to each array and return it."""
+"""The device's side: add a little of its own to each array and return it."""
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -7,10 +7,11 @@ app = ClientApp()
 
 
 @app.train()
-def train(message: Message, context: Context) -> Message:  # noqa: ARG001
-    """Return the arrays, each changed a little."""
+def train(message: Message, context: Context) -> Message:
+    """Return the arrays, each changed a little, on each device by another amount."""
+    step = 1e-3 + context.node_id % 10_000 * 1e-6
     arrays = message.content.array_records["arrays"].to_numpy_ndarrays()
-    changed = [array + array.dtype.type(0.001) for array in arrays]
+    changed = [array + array.dtype.type(step) for array in arrays]
     content = RecordDict(
         {"arrays": ArrayRecord(changed), "metrics": MetricRecord({"num-examples": 1})}
     )
