@@ -1,13 +1,14 @@
 """The server side's view of its devices: ask them, hear what they answer. Runs in the child.
 
-No framework here: native apps use it as it is, Flower apps through strategies/flower.py. Every
-call is for one thread at a time; the coordinator at the other end keeps all deadlines.
+No framework here: native apps use it as it is, Flower apps through strategies/flower.py. Any
+thread may call (Flower's older API asks each device from its own); one thread of ours reads. The
+coordinator at the other end keeps all deadlines.
 """
 
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Answer:
     """What a task came to: content, or a code and a reason."""
 
     task: str
-    node: int
+    node: int = 0
     content: Records | None = None
     code: int = 0
     why: str = ""
@@ -67,22 +68,27 @@ class Asker:
         self._end = end
         self._scratch = scratch
         self._round_deadline_s = round_deadline_s
-        self._lock = threading.RLock()
+        self._sending = threading.Lock()
+        self._counting = threading.Lock()
+        self._mustering = threading.Lock()
+        self._changed = threading.Condition()
+        self._gone = False
         self._asked = 0
         self._files = 0
         self._nodes: list[Node] | None = None
         self._tasks: dict[int, list[str]] = {}
-        self._node_of: dict[str, int] = {}
         self._answers: dict[str, Answer] = {}
+        threading.Thread(target=self._read, name="asker", daemon=True).start()
 
     def nodes(self) -> list[Node]:
         """Return the devices of this run, once there are enough; the wait has its deadline."""
-        with self._lock:
+        with self._mustering:
             self._nodes = None
-            self._end.send({"do": "nodes"})
-            while self._nodes is None:
-                self._take(None)
-            return self._nodes
+            self._send({"do": "nodes"})
+            with self._changed:
+                self._wait(lambda: self._nodes is not None, None)
+                assert self._nodes is not None
+                return self._nodes
 
     def sample(self, fraction: float, seed: int, turn: int) -> list[Node]:
         """Return a share of the devices, the same for the same devices, seed and turn."""
@@ -98,51 +104,45 @@ class Asker:
         """Ask devices; return a task id for each, in order."""
         if not asks:
             return []
-        with self._lock:
+        with self._counting:
             self._asked += 1
             number = self._asked
-            contents, body, place = self._contents([one.content for one in asks])
-            wants = [
-                {
-                    "node": one.node,
-                    "type": one.message_type,
-                    "group": one.group,
-                    "ttl_s": one.ttl_s,
-                    "content": place[id(one.content)],
-                }
-                for one in asks
-            ]
-            limit = self._round_deadline_s if timeout_s is None else max(0.0, timeout_s)
-            said = {"do": "ask", "ask": number, "round": round_, "phase": phase}
-            self._end.send({**said, "timeout_s": limit, "wants": wants, "contents": contents}, body)
-            while number not in self._tasks:
-                self._take(None)
-            tasks = self._tasks.pop(number)
-            self._node_of |= dict(zip(tasks, (one.node for one in asks), strict=True))
-            return tasks
+        contents, body, place = self._contents([one.content for one in asks])
+        wants = [
+            {
+                "node": one.node,
+                "type": one.message_type,
+                "group": one.group,
+                "ttl_s": one.ttl_s,
+                "content": place[id(one.content)],
+            }
+            for one in asks
+        ]
+        limit = self._round_deadline_s if timeout_s is None else max(0.0, timeout_s)
+        said = {"do": "ask", "ask": number, "round": round_, "phase": phase}
+        self._send({**said, "timeout_s": limit, "wants": wants, "contents": contents}, body)
+        with self._changed:
+            self._wait(lambda: number in self._tasks, None)
+            return self._tasks.pop(number)
 
-    def answers(self, tasks: Iterable[str]) -> Iterator[Answer]:
+    def answers(self, tasks: Sequence[str], nodes: Sequence[int]) -> Iterator[Answer]:
         """Yield each task's answer as it comes; the last when the question has closed."""
-        left = dict.fromkeys(tasks)
+        left = dict(zip(tasks, nodes, strict=True))
         until = time.monotonic() + self._round_deadline_s + GRACE_S
         while left:
-            with self._lock:
-                here = [task for task in left if task in self._answers]
-                if not here:
-                    if time.monotonic() > until:
-                        raise EndedError("the coordinator did not close the round")
-                    self._take(until)
-                    continue
-                found = [self._answers.pop(task) for task in here]
+            with self._changed:
+                if not self._wait(lambda: any(task in self._answers for task in left), until):
+                    raise EndedError("the coordinator did not close the round")
+                found = [self._answers.pop(task) for task in left if task in self._answers]
             for answer in found:
-                del left[answer.task]
+                answer.node = left.pop(answer.task)
                 yield answer
 
     def here(self, tasks: Iterable[str]) -> list[Answer]:
         """Return the answers that are here now, each once."""
-        with self._lock:
-            while self._take(time.monotonic()):
-                pass
+        with self._changed:
+            if self._gone:
+                raise EndedError("the coordinator has gone away")
             return [self._answers.pop(task) for task in tasks if task in self._answers]
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
@@ -225,7 +225,7 @@ class Asker:
         return said, bytes(body), place
 
     def _file(self, parts: Iterable[bytes | memoryview]) -> str:
-        with self._lock:
+        with self._counting:
             self._files += 1
             name = f"f{self._files}"
         with (self._scratch / name).open("xb", buffering=0) as file:
@@ -235,49 +235,58 @@ class Asker:
                     view = view[file.write(view) :]
         return name
 
-    def _send(self, said: dict[str, Any]) -> None:
-        with self._lock:
-            self._end.send(said)
+    def _send(self, said: dict[str, Any], body: bytes = b"") -> None:
+        with self._sending:
+            try:
+                self._end.send(said, body)
+            except OSError as error:
+                raise EndedError("the coordinator has gone away") from error
 
-    def _take(self, until: float | None) -> bool:
-        """Take the coordinator's next message; return False when none came by `until`."""
+    def _wait(self, ready: Callable[[], bool], until: float | None) -> bool:
+        """Wait, with `_changed` held, until `ready`; return whether it is by then."""
+        left = None if until is None else max(0.0, until - time.monotonic())
+        done = self._changed.wait_for(lambda: self._gone or ready(), left)
+        if self._gone and not ready():
+            raise EndedError("the coordinator has gone away")
+        return done
+
+    def _read(self) -> None:
+        """Take what the coordinator says, until it has gone."""
         try:
-            message = self._end.receive(until)
-        except (EOFError, OSError) as error:
-            raise EndedError("the coordinator has gone away") from error
-        if message is None:
-            return False
-        said, body = message
-        match said["do"]:
-            case "nodes":
-                self._nodes = [
-                    Node(node=one["node"], device=one["device"]) for one in said["nodes"]
-                ]
-            case "asked":
+            while True:
+                said, body = self._end.receive()
+                self._take(said, body)
+        except (EOFError, OSError, PeerError):
+            with self._changed:
+                self._gone = True
+                self._changed.notify_all()
+
+    def _take(self, said: Mapping[str, Any], body: bytes) -> None:
+        answer: Answer | None = None
+        if said["do"] == "reply":
+            answer = self._reply(said, body)
+        elif said["do"] == "failure":
+            answer = Answer(task=said["task"], code=said["code"], why=said["why"])
+        with self._changed:
+            if answer is not None:
+                self._answers[answer.task] = answer
+            elif said["do"] == "nodes":
+                found = said["nodes"]
+                self._nodes = [Node(node=one["node"], device=one["device"]) for one in found]
+            elif said["do"] == "asked":
                 self._tasks[said["ask"]] = list(said["tasks"])
-            case "reply":
-                self._keep(said, body)
-            case "failure":
-                self._answers[said["task"]] = Answer(
-                    task=said["task"],
-                    node=self._node_of.get(said["task"], 0),
-                    code=said["code"],
-                    why=said["why"],
-                )
-        return True
+            self._changed.notify_all()
 
-    def _keep(self, said: Mapping[str, Any], body: bytes) -> None:
-        """Keep a reply; one that cannot be read is a failure of its device."""
-        task = said["task"]
-        answer = Answer(task=task, node=self._node_of.get(task, 0))
+    def _reply(self, said: Mapping[str, Any], body: bytes) -> Answer:
+        """Return a reply; one that cannot be read is a failure of its device."""
+        answer = Answer(task=said["task"])
         try:
-            answer.content = (
-                codec.read(Path(said["file"])) if "file" in said else codec.decode(body)
-            )
+            file = said.get("file")
+            answer.content = codec.read(Path(file)) if file else codec.decode(body)
         except (PeerError, OSError) as error:
             answer.why = f"its reply cannot be read: {error}"
-            self.refuse({task: answer.why})
-        self._answers[task] = answer
+            self.refuse({answer.task: answer.why})
+        return answer
 
 
 def _only(reply: Records) -> Mapping[str, Any]:

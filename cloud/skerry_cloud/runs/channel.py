@@ -6,11 +6,10 @@ from the child: sizes are bounded here, fields are checked where they are used.
 """
 
 import asyncio
+import contextlib
 import json
-import select
 import socket
 import struct
-import time
 from typing import Any
 
 from skerry_protos.errors import PeerError
@@ -61,7 +60,7 @@ async def receive(reader: asyncio.StreamReader) -> Message | None:
 
 
 class ChildEnd:
-    """The child's end: blocking, one thread at a time."""
+    """The child's end: blocking; one thread sends at a time, and one receives."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -70,14 +69,21 @@ class ChildEnd:
         """Send one message; the coordinator always reads."""
         self._connection.sendall(pack(said, body))
 
-    def receive(self, until: float | None = None) -> Message | None:
-        """Return the next message, or None at `until` (time.monotonic); EOFError at the end."""
-        if until is not None:
-            left = max(0.0, until - time.monotonic())
-            if not select.select([self._connection], [], [], left)[0]:
-                return None
+    def receive(self) -> Message:
+        """Return the next message; EOFError at the end."""
         text, body = _lengths(self._exactly(HEAD.size))
         return unpack(self._exactly(text), self._exactly(body))
+
+    def finish(self, said: dict[str, Any], patience_s: float = 10.0) -> None:
+        """Send the last message, and stay until the coordinator has hung up.
+
+        To leave with unread bytes in the socket would throw away what the coordinator has not read.
+        """
+        self.send(said)
+        self._connection.settimeout(patience_s)
+        with contextlib.suppress(OSError):
+            while self._connection.recv(64 * 1024):
+                pass
 
     def _exactly(self, size: int) -> bytes:
         data = bytearray(size)

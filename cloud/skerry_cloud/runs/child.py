@@ -31,10 +31,10 @@ def main() -> int:
     connection.set_inheritable(False)
     _limit()
     end = ChildEnd(connection)
-    message = end.receive()
-    if message is None:
+    try:
+        said, _ = end.receive()
+    except EOFError:
         return 1
-    said, _ = message
     try:
         _run(end, said)
     except EndedError:
@@ -43,10 +43,10 @@ def main() -> int:
         if not (isinstance(error, SystemExit) and not error.code):
             traceback.print_exc()
             _flush()
-            end.send({"do": "failed", "why": f"the app's server side {describe(error, said)}"})
+            end.finish({"do": "failed", "why": f"the app's server side {describe(error, said)}"})
             return 1
     _flush()
-    end.send({"do": "done"})
+    end.finish({"do": "done"})
     return 0
 
 

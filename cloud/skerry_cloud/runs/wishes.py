@@ -16,7 +16,10 @@ QUESTION_LIMIT = 20_000
 """Most devices asked at once."""
 METRICS_LIMIT = 100_000
 LATEST_S = 30 * 86_400.0
-MESSAGE_TYPE = re.compile(r"(train|evaluate|query|system)(\.[A-Za-z_][A-Za-z0-9_]{0,47})?")
+# The last two are Flower's older ones.
+MESSAGE_TYPE = re.compile(
+    r"(train|evaluate|query|system)(\.[A-Za-z_][A-Za-z0-9_]{0,47})?|get_parameters|get_properties"
+)
 _FILE = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 

@@ -6,6 +6,7 @@ says whose a received message is; and a message's id, which its sender may not s
 """
 
 import inspect
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -186,8 +187,9 @@ class SkerryGrid(Grid):  # type: ignore[misc]
         self._plan = plan
         self._number = number
         self._run: Any = SimpleNamespace(run_id=number, fab_id="", fab_version="")
-        self._sent: dict[str, Message] = {}
-        self._asked: dict[str, Records] = {}
+        self._sent: dict[str, tuple[Message, Records]] = {}
+        self._noting = threading.Lock()  # Flower's older API asks each device from its own thread
+        self._means: dict[tuple[int, str], MetricMean] = {}
         self._round = 0
         self._watched = False
         self.model: ArrayRecord | None = None
@@ -232,7 +234,9 @@ class SkerryGrid(Grid):  # type: ignore[misc]
     ) -> Iterable[Message]:
         """Send messages and return a reply for each: the device's, or an error that says why."""
         # A list: secure aggregation goes over it twice.
-        return self._taken(list(self._asker.answers(self._push(list(messages), timeout))))
+        sent = list(messages)
+        nodes = [message.metadata.dst_node_id for message in sent]
+        return self._taken(list(self._asker.answers(self._push(sent, timeout), nodes)))
 
     def _push(self, messages: Sequence[Message], timeout: float | None) -> list[str]:
         if not messages:
@@ -254,7 +258,8 @@ class SkerryGrid(Grid):  # type: ignore[misc]
                 )
             )
         phase = _phase(asks[0].message_type)
-        self._notice_round(messages[0], phase)
+        with self._noting:
+            self._notice_round(messages[0], phase)
         limit = max(one.ttl_s for one in asks)
         tasks = self._asker.ask(
             asks,
@@ -264,7 +269,7 @@ class SkerryGrid(Grid):  # type: ignore[misc]
         )
         for task, message, ask in zip(tasks, messages, asks, strict=True):
             message.metadata.__dict__["_message_id"] = task
-            self._sent[task], self._asked[task] = message, ask.content
+            self._sent[task] = message, ask.content
         return tasks
 
     def _taken(self, answers: list[Answer]) -> list[Message]:
@@ -272,11 +277,13 @@ class SkerryGrid(Grid):  # type: ignore[misc]
         if not answers:
             return []
         sent = {one.task: self._sent.pop(one.task) for one in answers}
-        asked = {one.task: self._asked.pop(one.task) for one in answers}
-        phase = _phase(sent[answers[0].task].metadata.message_type)
-        self._asker.screen(asked[answers[0].task], answers, phase=phase)
+        for answer in answers:
+            answer.node = sent[answer.task][0].metadata.dst_node_id
+        message, asked = sent[answers[0].task]
+        phase = _phase(message.metadata.message_type)
+        self._asker.screen(asked, answers, phase=phase)
         self._measure(answers, phase)
-        return [self._message(one, sent[one.task]) for one in answers]
+        return [self._message(one, sent[one.task][0]) for one in answers]
 
     def _message(self, answer: Answer, to: Message) -> Message:
         asked = to.metadata
@@ -311,23 +318,29 @@ class SkerryGrid(Grid):  # type: ignore[misc]
 
     def _begin(self, number: int, rounds: int) -> None:
         self._round = number
+        self._means.clear()
         self._asker.begin_round(number, rounds)
 
     def _measure(self, answers: list[Answer], phase: str) -> None:
-        mean, by_node = MetricMean(), dict[int, Mapping[str, Any]]()
+        by_node: dict[int, Mapping[str, Any]] = {}
+        with self._noting:
+            mean = self._mean(answers, phase, by_node)
+        if not self._watched:
+            by_node[0] = {k: v for k, v in mean.items() if k not in WEIGHTS}
+        self._asker.measure_all(self._round, phase, by_node)
+
+    def _mean(
+        self, answers: list[Answer], phase: str, by_node: dict[int, Mapping[str, Any]]
+    ) -> dict[str, float]:
+        """Put each answer's numbers into `by_node`; return the means of the phase so far."""
+        mean = self._means.setdefault((self._round, phase), MetricMean())
         for answer in answers:
             if answer.content is not None:
-                said = {
-                    name: value
-                    for metrics in answer.content.metrics.values()
-                    for name, value in metrics.items()
-                }
+                said = _metrics(answer.content)
                 by_node[answer.node] = said
                 weight = next((said[name] for name in WEIGHTS if name in said), 1.0)
                 mean.add(said, weight if isinstance(weight, int | float) else 1.0)
-        if not self._watched:
-            by_node[0] = {k: v for k, v in mean.result().items() if k not in WEIGHTS}
-        self._asker.measure_all(self._round, phase, by_node)
+        return mean.result()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -404,6 +417,16 @@ class SkerryGrid(Grid):  # type: ignore[misc]
             return metrics
 
         return evaluated
+
+
+def _metrics(content: Records) -> dict[str, Any]:
+    """Return a reply's numbers; Flower's older clients send theirs as settings."""
+    found: dict[str, Any] = {}
+    for metrics in content.metrics.values():
+        found |= metrics
+    for name in ("fitres.metrics", "evaluateres.metrics"):
+        found |= content.configs.get(name, {})
+    return found
 
 
 def _phase(message_type: str) -> str:

@@ -160,7 +160,7 @@ def _in_order(
     early: dict[str, Answer] = {}
     turn = iter(tasks)
     expected = next(turn, None)
-    for answer in asker.answers(tasks):
+    for answer in asker.answers(tasks, [one.node for one in nodes]):
         early[answer.task] = answer
         while expected is not None and expected in early:
             yield early.pop(expected)
