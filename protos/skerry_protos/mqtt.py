@@ -117,6 +117,7 @@ class BrokerConnection(aiomqtt.Client):
         self._room = asyncio.Event()
         self._turns = asyncio.Lock()
         self._dropped = False
+        self._denied = False
         self.pushed = 0
         self.lost = asyncio.Event()
         self.why = ""
@@ -195,13 +196,16 @@ class BrokerConnection(aiomqtt.Client):
         if refused:
             raise LinkError(f"{self._address} does not let us read {refused[0]}")
 
-    async def retain(self, topic: str, payload: bytes) -> None:
-        """Publish a retained message at QoS 1, or raise LinkError."""
+    async def announce(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Publish at QoS 1, or raise LinkError: also where the broker denies the topic (MQTT 5)."""
+        self._denied = False
         self._client.on_publish = self._on_publish
         try:
-            await self.publish(topic, payload, qos=1, retain=True)
+            await self.publish(topic, payload, qos=1, retain=retain)
         except aiomqtt.MqttError as error:
             raise LinkError(f"{self._address}: cannot publish {topic}: {error}") from error
+        if self._denied:
+            raise LinkError(f"{self._address} does not let {self._address.name} write to {topic}")
 
     def ignore(self, topic: str) -> None:
         """Unsubscribe from a topic, without waiting for the broker's word."""
@@ -238,6 +242,7 @@ class BrokerConnection(aiomqtt.Client):
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason_code: Any, properties: Any
     ) -> None:
+        self._denied |= _number(reason_code) >= 0x80
         super()._on_publish(client, userdata, mid, reason_code, properties)
         if not self._full:
             self._room.set()

@@ -131,7 +131,7 @@ class MqttFleet(Sessions):
         await self.close()
         if self._connection is not None:
             with contextlib.suppress(LinkError):
-                await self._connection.retain(STATUS, b"")
+                await self._connection.announce(STATUS, b"", retain=True)
             await self._connection.close()
 
     # --- the connection
@@ -150,7 +150,7 @@ class MqttFleet(Sessions):
         self._connection = connection
         try:
             await connection.listen(UP_ALL)
-            await connection.retain(STATUS, str(secrets.randbits(62) + 1).encode())
+            await connection.announce(STATUS, str(secrets.randbits(62) + 1).encode(), retain=True)
         except BaseException:
             await connection.close()
             raise

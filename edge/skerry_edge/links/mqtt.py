@@ -130,15 +130,23 @@ class MqttLink(Crossing):
         self._came.clear()
         device = self._config.device
         tls = await asyncio.to_thread(self._credentials.context) if self._credentials else None
-        self._connection = connection = await connect(
+        connection = await connect(
             Address(host=self._host, port=self._port, name=device, tls=tls),
             on_message=self._take,
             on_lost=self._lost,
             will=aiomqtt.Will(self._up, b""),
             first=self._version,
         )
-        self._version = connection.version
-        await connection.listen(self._down, STATUS, *(cast(digest) for digest in self._wanted))
+        try:
+            # Whatever connection we had before is gone; and may we write to our topic at all?
+            await connection.announce(self._up, b"")
+            await connection.listen(self._down, STATUS)
+            if self._wanted:
+                await connection.listen(*(cast(digest) for digest in self._wanted))
+        except BaseException:
+            await connection.close()
+            raise
+        self._connection, self._version = connection, connection.version
         return connection
 
     async def _hang_up(self) -> None:
