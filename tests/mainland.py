@@ -13,10 +13,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from skerry_cloud.api.app import make_app, serving
+from skerry_cloud.api.app import make_app
 from skerry_cloud.api.enrol import LinkView
 from skerry_cloud.api.runs import BUNDLE_LIMIT
 from skerry_cloud.api.runs import router as runs_router
+from skerry_cloud.api.serving import serving
 from skerry_cloud.identity import Authority
 from skerry_cloud.registry import Registry
 from skerry_cloud.runs import Runs

@@ -66,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SkerryError as error:
         print(f"skerry-coordinator: {error.code}: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
+    except OSError as error:
+        print(f"skerry-coordinator: os: {error}", file=sys.stderr)  # noqa: T201
+        return 1
     return 0
 
 

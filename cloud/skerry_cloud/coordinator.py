@@ -21,10 +21,11 @@ from pathlib import Path
 from skerry_protos.blobs import LocalBlobs
 from skerry_protos.errors import ConfigError
 
-from skerry_cloud.api.app import make_app, serving
+from skerry_cloud.api.app import make_app
 from skerry_cloud.api.enrol import LinkView
 from skerry_cloud.api.runs import BUNDLE_LIMIT
 from skerry_cloud.api.runs import router as runs_router
+from skerry_cloud.api.serving import serving
 from skerry_cloud.brokers import Broker, BrokerConfig, open_broker
 from skerry_cloud.config import CoordinatorConfig, url_host
 from skerry_cloud.files import write_private

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -195,6 +196,20 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_made(tmp_path: P
     assert "no broker 'carrier'" in refused(tmp_path / "home", *FREE, "--broker", "carrier")
 
 
+def test_a_home_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = subprocess.run(
+        [sys.executable, "-m", "skerry_cloud", "--home", str(tmp_path / "file" / "home"), *FREE],
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"{tmp_path}/file" in done.stderr
+
+
 def test_the_version_is_said_without_loading_the_program() -> None:
     code = (
         "import sys; from skerry_cloud.__main__ import main; main(['--version']); "
@@ -221,6 +236,29 @@ def test_an_admin_who_lost_the_token_gets_another(tmp_path: Path) -> None:
     with coordinator(home) as again:
         again.ready()
         assert again.call("GET", "/v1/whoami")[1]["name"] == "admin"
+
+
+@pytest.mark.skipif(not shutil.which("faketime"), reason="apt install faketime")
+@pytest.mark.parametrize("wrong", ["366 days ago", "+400 days"])
+def test_an_agent_whose_clock_is_a_year_off_is_told_so(
+    shared: Coordinator, tmp_path: Path, wrong: str
+) -> None:
+    token = shared.call("POST", "/v1/invites", {})[1]["token"]
+    code = (
+        "import sys, pathlib; from skerry_edge.identity import join\n"
+        "try: join(sys.argv[1], pathlib.Path(sys.argv[2]))\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run(
+        ["faketime", wrong, sys.executable, "-c", code, token, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stdout.startswith("TrustError this device's clock says 20"), done
+    assert time.strftime("the coordinator's %Y-%m-%d", time.gmtime()) in done.stdout
+    assert "set the clock" in done.stdout
 
 
 class Quiet:

@@ -1,13 +1,9 @@
-"""The API put together, and served with TLS in the coordinator's own event loop."""
+"""The API put together; serving.py serves it."""
 
 import asyncio
-import contextlib
-import socket
-import ssl
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
-import uvicorn
 from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, Field
 from skerry_protos.versions import installed_version
@@ -19,9 +15,6 @@ from skerry_cloud.api.errors import handle_errors
 from skerry_cloud.identity import Authority
 from skerry_cloud.registry import Registry
 from skerry_cloud.store import Store
-
-CONNECTIONS_LIMIT = 1000
-STOP_S = 5
 
 DESCRIPTION = """\
 What operators and their programs ask of a Skerry coordinator; the `skerry` command is its client.
@@ -87,55 +80,3 @@ def make_app(
         Guard, store=store, large_bodies=large_bodies or {}, stopping=app.state.stopping
     )
     return app
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the coordinator, and says when it takes requests."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    app: FastAPI, sockets: list[socket.socket], context: ssl.SSLContext | None
-) -> AsyncIterator[None]:
-    """Serve `app` on bound sockets while the block runs; then finish requests, at most STOP_S."""
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=CONNECTIONS_LIMIT,
-        timeout_keep_alive=20,
-        timeout_graceful_shutdown=STOP_S,
-    )
-    config.load()
-    config.ssl = context
-    server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets), name="http")
-    try:
-        ready = asyncio.create_task(server.ready.wait())
-        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        if task.done():
-            task.result()
-            raise RuntimeError("the HTTP server stopped as it started")
-        yield
-    finally:
-        app.state.stopping.set()
-        server.should_exit = True
-        async with asyncio.timeout(STOP_S * 2):
-            await task

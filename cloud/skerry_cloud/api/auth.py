@@ -23,6 +23,8 @@ BODY_LIMIT = 256 * 1024
 """Largest request body of routes that do not name their own, bytes."""
 PATIENCE_S = 3.0
 """How long a request waits for a full disk before it is refused."""
+BODY_S = 30.0
+"""How long the next part of a body may take."""
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _bearer = HTTPBearer(auto_error=False, description="An operator's token (`sko1.…`).")
@@ -222,10 +224,15 @@ class Guard:
 
         async def bounded() -> Message:
             nonlocal came
-            message = await receive()
+            try:
+                async with asyncio.timeout(BODY_S):
+                    message = await receive()
+            except TimeoutError:
+                # The one kind of error that FastAPI passes on while it reads a body.
+                raise HTTPException(408, "the request's body does not come") from None
             came += len(message.get("body", b""))
             if came > limit:
-                raise HTTPException(413, why)  # the one error FastAPI passes on while it reads
+                raise HTTPException(413, why)
             return message
 
         return bounded

@@ -87,9 +87,13 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         request.state.why = f"http-{error.status_code}"
-        code = {400: "invalid", 404: "not-found", 405: "method", 413: "too-large"}.get(
-            error.status_code, "http"
-        )
+        code = {
+            400: "invalid",
+            404: "not-found",
+            405: "method",
+            408: "timeout",
+            413: "too-large",
+        }.get(error.status_code, "http")
         return answer(error.status_code, code, str(error.detail), "", error.headers)
 
     @app.exception_handler(Exception)

@@ -269,6 +269,38 @@ async def test_a_chunked_body_is_bounded_while_it_arrives(shore: Mainland) -> No
     assert (await shore.call("GET", "/v1/whoami")).status == 200
 
 
+async def test_connections_that_bring_no_request_are_closed_and_harm_nobody(
+    shore: Mainland, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skerry_cloud.api.serving.HEAD_S", 1.0)
+    monkeypatch.setattr("skerry_cloud.api.auth.BODY_S", 1.0)
+    port = int(shore.url.rsplit(":", 1)[1])
+    context = ssl.create_default_context(cafile=str(shore.authority.certificate_file))
+    half_a_head = b"GET /v1/health HTTP/1.1\r\nHost: x\r\n"
+    half_a_body = (
+        b"POST /v1/invites HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Authorization: Bearer " + shore.tokens[Role.ADMIN].encode() + b"\r\n"
+        b"Content-Length: 100\r\n\r\n{"
+    )
+
+    async def hang(said: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+        writer.write(said)
+        try:
+            async with asyncio.timeout(15):
+                return await reader.readline()
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+
+    hanging = [asyncio.create_task(hang(said)) for said in [b"", half_a_head, half_a_body] * 10]
+    assert (await shore.call("GET", "/v1/health")).status == 200
+    answers = await asyncio.gather(*hanging)
+    assert answers.count(b"") == 20
+    assert sum(answer.startswith(b"HTTP/1.1 408") for answer in answers) == 10
+
+
 async def test_unknown_paths_and_methods_have_the_one_shape(shore: Mainland) -> None:
     assert (await shore.call("GET", "/v1/nothing")).code == "not-found"
     assert (await shore.call("PUT", "/v1/invites", {})).code == "method"

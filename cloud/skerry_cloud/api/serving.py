@@ -1,0 +1,105 @@
+"""HTTPS in the coordinator's own event loop, on a socket it has bound, until it is told to stop."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+CONNECTIONS_LIMIT = 5000
+HEAD_S = 20.0
+"""How long a connection may take to bring a request's head."""
+STOP_S = 5
+
+
+class _Protocol(H11Protocol):
+    """Closes a connection that does not bring its next request within HEAD_S of beginning it."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._late: asyncio.TimerHandle | None = None
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._busy:
+            self._cancel()
+        elif self._late is None:
+            self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel()
+        super().connection_lost(exc)
+
+    @property
+    def _busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _expect(self) -> None:
+        self._late = self.loop.call_later(HEAD_S, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self._busy:
+            self.transport.abort()
+
+    def _cancel(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the coordinator, and says when it takes requests."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    app: FastAPI, sockets: list[socket.socket], context: ssl.SSLContext | None
+) -> AsyncIterator[None]:
+    """Serve `app` on bound sockets while the block runs; then finish requests, at most STOP_S."""
+    config = uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # who calls is who connects: rates are limited by address
+        limit_concurrency=CONNECTIONS_LIMIT,
+        timeout_keep_alive=20,
+        timeout_graceful_shutdown=STOP_S,
+    )
+    config.load()
+    config.ssl = context
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets), name="http")
+    try:
+        ready = asyncio.create_task(server.ready.wait())
+        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if task.done():
+            task.result()
+            raise RuntimeError("the HTTP server stopped as it started")
+        yield
+    finally:
+        app.state.stopping.set()
+        server.should_exit = True
+        async with asyncio.timeout(STOP_S * 2):
+            await task
