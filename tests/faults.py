@@ -72,12 +72,13 @@ class FaultProxy:
             asyncio.ensure_future(self._forward(reader, back, spent)),
             asyncio.ensure_future(self._forward(there, writer, spent)),
         ]
-        try:
+        with contextlib.suppress(asyncio.CancelledError):  # 3.11 reports a cancelled callback
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
+        try:
             for way in ways:
                 way.cancel()
             await asyncio.wait(ways)
+        finally:
             for end in (writer, back):
                 self._open.discard(end)
                 _reset(end)

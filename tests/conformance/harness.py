@@ -16,7 +16,7 @@ from skerry_cloud.fleets import Gate
 from skerry_cloud.fleets.sessions import Sessions
 from skerry_edge.links import Credentials, LinkConfig
 from skerry_edge.links.crossing import Crossing
-from skerry_protos.blobs import LocalBlobs
+from skerry_protos.blobs import LocalBlobs, LocalPartial
 from skerry_protos.errors import RefusedError
 from skerry_protos.messages import BlobRef, DeviceId, Parcel, ParcelId, new_id
 from skerry_protos.seams import Stream
@@ -86,6 +86,29 @@ async def take(_parcel: Parcel) -> None:
     """Accept a parcel."""
 
 
+class WatchedBlobs(LocalBlobs):
+    """A store that tells, at each chunk, how much of a blob has arrived."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, durable=False)
+        self.on_chunk: Callable[[int], bool] = lambda _arrived: True
+        """Told the bytes that have arrived before; False loses the chunk that comes now."""
+
+    def begin(self, ref: BlobRef, chunk: int) -> LocalPartial:
+        partial = super().begin(ref, chunk)
+        write, arrived = partial.write, [0]
+
+        def watched(offset: int, data: bytes | memoryview) -> bool:
+            if not self.on_chunk(arrived[0]):
+                return False
+            new = write(offset, data)
+            arrived[0] += len(data) if new else 0
+            return new
+
+        partial.write = watched  # type: ignore[method-assign]
+        return partial
+
+
 @dataclass
 class Ashore:
     """A Gate that notes everything, and does what a test tells it."""
@@ -142,7 +165,7 @@ class Device:
     id: DeviceId
     link: Crossing
     receiver: Afloat
-    blobs: LocalBlobs
+    blobs: WatchedBlobs
     states: list[str | None]
     refusals: list[RefusedError]
     close: Callable[[], Awaitable[None]]
@@ -152,7 +175,7 @@ class Harness:
     """One fleet, and the devices a test has connect to it."""
 
     def __init__(
-        self, kind: str, folder: Path, shore: Shore, gate: Ashore, blobs: LocalBlobs
+        self, kind: str, folder: Path, shore: Shore, gate: Ashore, blobs: WatchedBlobs
     ) -> None:
         self.kind = kind
         self.shore = shore
@@ -175,7 +198,7 @@ class Harness:
         A name used before is the same device again: it has the same blobs.
         """
         receiver, states, refusals = Afloat(), list[str | None](), list[RefusedError]()
-        blobs = LocalBlobs(self._folder / name, durable=False)
+        blobs = WatchedBlobs(self._folder / name)
         link = await self.shore.link(
             LinkConfig(
                 kind=self.kind,
@@ -239,7 +262,7 @@ def parcel(kind: str = "task", body: bytes = b"body", *blobs: BlobRef, **more: f
 @contextlib.asynccontextmanager
 async def open_harness(kind: str, folder: Path, *, ping_s: float = 10.0) -> AsyncIterator[Harness]:
     """Open a fleet of one transport, for as many devices as a test wants."""
-    gate, blobs = Ashore(), LocalBlobs(folder / "cloud", durable=False)
+    gate, blobs = Ashore(), WatchedBlobs(folder / "cloud")
     async with TRANSPORTS[kind](folder, gate, blobs, ping_s) as shore:
         harness = Harness(kind, folder, shore, gate, blobs)
         try:

@@ -191,7 +191,10 @@ class Lanes:
                 self._turns += 1
                 return packet
         self._turns = 0
-        return self._turn(self._blobs) or self._turn(self._streams)
+        packet = self._turn(self._blobs) or self._turn(self._streams)
+        if packet is None and (self._control or self._acks):
+            return self._next()  # a stream that was asked for data answered with its end
+        return packet
 
     def _turn(self, lane: deque[Source]) -> bytes | None:
         """Return a packet of the next source that has one."""
