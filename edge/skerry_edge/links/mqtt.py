@@ -141,8 +141,10 @@ class MqttLink(Crossing):
             # Whatever connection we had before is gone; and may we write to our topic at all?
             await connection.announce(self._up, b"")
             await connection.listen(self._down, STATUS)
-            if self._wanted:
-                await connection.listen(*(cast(digest) for digest in self._wanted))
+            listened: set[Digest] = set()
+            while fresh := self._wanted - listened:
+                listened |= fresh
+                await connection.listen(*(cast(digest) for digest in fresh))
         except BaseException:
             await connection.close()
             raise
