@@ -24,9 +24,9 @@ SendRequest = Callable[[bytes], Awaitable[None]]
 class Renewal:
     """The device's identity and its upkeep."""
 
-    def __init__(self, identity: Identity, clock: Clock, *, look_s: float = LOOK_S) -> None:
+    def __init__(self, identity: Identity, clock: Clock) -> None:
         self.identity = identity
-        self._clock, self._look_s = clock, look_s
+        self._clock = clock
         self._renewed = asyncio.Event()
 
     async def if_expired(self) -> None:
@@ -44,7 +44,8 @@ class Renewal:
                 log.warning("the certificate was not renewed: %s", error)
             if self.identity.needs_renewal(self._clock.now()):
                 await self._ask(send)
-            await asyncio.sleep(self._look_s)
+            life_s = self.identity.valid_until - self.identity.valid_from
+            await asyncio.sleep(min(LOOK_S, life_s / 20))
 
     async def _ask(self, send: SendRequest) -> None:
         self._renewed.clear()

@@ -101,6 +101,8 @@ class Workshop:
             log.exception("task %s", task.parcel.id)
             reason = f"the agent failed at it: {type(error).__name__}: {error}"
             answer = Answer(code=UNAVAILABLE, reason=reason)
+        if answer.content is None:
+            workers.clear(folder)  # what a failed task wrote may be what fills the disk
         return await self._keep(task, answer, state)
 
     async def _bundle(self, task: Task) -> Bundle:
@@ -158,6 +160,7 @@ class Workshop:
             except (SkerryError, OSError) as error:
                 why = f"the reply cannot be kept on the device: {error}"
             if answer.content is not None:
+                answer.content.unlink(missing_ok=True)
                 answer, state = Answer(code=UNAVAILABLE, reason=why, report=answer.report), None
                 continue
             self._journal.add(why, run=task.parcel.run, level="error")
