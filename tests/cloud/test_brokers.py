@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import getpass
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 import aiomqtt
 import pytest
 from skerry_cloud.brokers import Broker, BrokerConfig, client_context, open_broker
-from skerry_cloud.brokers.mosquitto import Mosquitto
+from skerry_cloud.brokers.mosquitto import Mosquitto, rights
 from skerry_protos.errors import ConfigError, LinkError
 from skerry_protos.messages import DeviceId, Digest
 from skerry_protos.mqtt import Address, BrokerConnection, connect
@@ -26,6 +27,7 @@ from tests.certificates import Trust
 pytestmark = [pytest.mark.broker, pytest.mark.network]
 
 A, B = DeviceId("dev-a"), DeviceId("dev-b")
+ROOT = Path(__file__).parents[2]
 DIGEST = Digest("ab" * 32)
 
 
@@ -258,13 +260,11 @@ async def test_an_expelled_device_is_cut_and_nobody_else(broker: Broker, trust: 
         assert await cloud.receive() == (up(B), b"untouched")
 
 
-async def test_an_expelled_device_stays_out_over_a_restart(
+async def test_a_device_revoked_before_the_start_has_no_rights(
     config: BrokerConfig, trust: Trust
 ) -> None:
-    async with open_broker(config) as broker:
-        await broker.expel(A)
     async with (
-        open_broker(config) as broker,
+        open_broker(replace(config, denied=frozenset({A}))) as broker,
         client(broker, COORDINATOR, client_context(trust.server)) as cloud,
     ):
         await cloud.connection.listen("skerry/v1/up/+")
@@ -414,6 +414,61 @@ async def test_a_broker_s_name_or_url_that_makes_no_sense_is_refused(
         BrokerConfig(state=tmp_path, choice="mqtts://broker.example", keys=trust.server)
     ) as external:
         assert (external.kind, external.address) == ("external", ("broker.example", 8883))
+
+
+@needs_mosquitto
+async def test_the_production_configuration_in_docker_carries_a_fleet_s_rights(
+    trust: Trust, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    text = (ROOT / "docker/mosquitto/mosquitto.conf").read_text()
+    for there, here in (
+        ("/mosquitto/config/acl", str(ROOT / "docker/mosquitto/acl")),
+        ("/mosquitto/tls/ca.pem", str(trust.server.ca)),
+        ("/mosquitto/tls/server.pem", str(trust.server.certificate)),
+        ("/mosquitto/tls/server.key", str(trust.server.key)),
+        ("listener 8883\n", f"user {getpass.getuser()}\nlistener {port} 127.0.0.1\n"),
+    ):
+        assert there in text
+        text = text.replace(there, here)
+    (tmp_path / "mosquitto.conf").write_text(text)
+    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+    assert program is not None
+    process = await asyncio.create_subprocess_exec(
+        program,
+        "-c",
+        str(tmp_path / "mosquitto.conf"),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        config = BrokerConfig(state=tmp_path, choice=f"mqtts://127.0.0.1:{port}", keys=trust.server)
+        async with open_broker(config) as broker:
+            await eventually("mosquitto", lambda: _listens(port))
+            await test_a_device_speaks_up_and_hears_down(broker, trust)
+            await test_a_client_is_called_as_its_certificate_whatever_it_says(broker, trust)
+            await test_nobody_can_have_a_will_on_another_s_topic(broker, trust)
+            async with client(broker, B, trust.device(B).context()) as thief:
+                for topic in (up(A), down(A), down(B), cast(DIGEST), STATUS, "elsewhere"):
+                    with pytest.raises(LinkError, match="does not let"):
+                        await thief.connection.announce(topic, b"forged")
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def test_the_production_rights_are_the_generated_ones() -> None:
+    shipped = (ROOT / "docker/mosquitto/acl").read_text().splitlines()
+    assert [line for line in shipped if line and not line.startswith("#")] == [
+        line for line in rights(set()).splitlines() if line
+    ]
 
 
 async def test_garbage_and_silence_do_not_harm_the_others(broker: Broker, trust: Trust) -> None:

@@ -50,7 +50,9 @@ class Broker(Protocol):
     def keys(self) -> ServerCredentials | None: ...
 
     async def expel(self, device: DeviceId) -> None:
-        """Take all topic rights from a device for good, and cut its connection.
+        """Take all topic rights from a device, and cut its connection.
+
+        For as long as this broker runs: the next one is told by `BrokerConfig.denied`.
 
         A broker that somebody else runs is not ours to command: there this does nothing, and the
         device's frames are only ignored.

@@ -29,7 +29,6 @@ from skerry_protos.messages import DeviceId
 from skerry_protos.topics import COORDINATOR, Action, allowed
 
 from skerry_cloud.brokers import BrokerConfig, broker_url, listen, reachable, server_context
-from skerry_cloud.files import write_private
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,6 @@ class EmbeddedBroker:
     def __init__(self, config: BrokerConfig) -> None:
         self._config = config
         self._denied: set[str] = set(config.denied)
-        self._denied_list = config.state / "denied"
         self._amqtt: _Broker | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,9 +63,6 @@ class EmbeddedBroker:
         # amqtt logs what a client did wrong as warnings and errors, one or more for each packet.
         logging.getLogger("amqtt").setLevel(logging.CRITICAL)
         logging.getLogger("transitions").setLevel(logging.ERROR)
-        self._config.state.mkdir(parents=True, exist_ok=True)
-        if self._denied_list.exists():
-            self._denied |= set(self._denied_list.read_text().split())
         listener = listen(self._config)
         try:
             self._amqtt = _Broker(self._denied)
@@ -101,12 +96,8 @@ class EmbeddedBroker:
     async def expel(self, device: DeviceId) -> None:
         """Take the device's rights and close its connection."""
         self._denied.add(device)
-        await asyncio.to_thread(self._remember)
         if self._amqtt:
             self._amqtt.cut(device)
-
-    def _remember(self) -> None:
-        write_private(self._denied_list, "".join(f"{n}\n" for n in sorted(self._denied)).encode())
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

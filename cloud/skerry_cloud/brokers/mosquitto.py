@@ -52,7 +52,6 @@ class Mosquitto:
         self._program = program
         self._state = config.state
         self._log = config.state / "mosquitto.log"
-        self._denied_list = config.state / "denied"
         self._denied: set[str] = set(config.denied)
         self._password = secrets.token_urlsafe(24)
         self._process: asyncio.subprocess.Process | None = None
@@ -196,16 +195,12 @@ class Mosquitto:
         self._state.mkdir(parents=True, exist_ok=True)
         self._state.chmod(0o700)
         self._log.touch(mode=0o600)
-        if self._denied_list.exists():
-            self._denied |= set(self._denied_list.read_text().split())
         self._write_rights()
         secret = f"{_CONTROL}:{_password_hash(self._password)}\n"
         write_private(self._state / "passwords", secret.encode())
         write_private(self._state / "mosquitto.conf", self._configuration().encode())
 
     def _write_rights(self) -> None:
-        denied = "".join(f"{name}\n" for name in sorted(self._denied))
-        write_private(self._denied_list, denied.encode())
         write_private(self._state / "acl", rights(self._denied).encode())
 
     def _trim_log(self) -> None:
