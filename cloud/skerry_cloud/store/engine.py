@@ -62,12 +62,16 @@ class _Job:
     error: Exception | None = None
 
     def run(self, connection: sa.Connection) -> None:
+        """Run; a failure is raised, and undoes what ran before it in the transaction."""
+        self.value, self.error = self.function(connection), None
+
+    def run_apart(self, connection: sa.Connection) -> None:
         """Run inside a savepoint, so that its failure undoes it alone."""
         try:
             with connection.begin_nested():
-                self.value = self.function(connection)
+                self.run(connection)
         except Exception as error:
-            if isinstance(error, sa.exc.DBAPIError) and (_full(error) or _lost(error)):
+            if _fatal(error):
                 raise
             self.error = error
 
@@ -124,7 +128,8 @@ class Store:
 
         On a full disk or a lost server, wait up to `patience_s` and run it again: nothing of a
         failed attempt was kept. Then raise FullDiskError or UnreachableError. What `function`
-        raises is raised here, and undoes only what it did.
+        raises is raised here, and undoes only what it did. It may be run more than once, so it
+        does nothing but read and write through its connection.
         """
         clock = asyncio.get_running_loop().time
         deadline, pause = clock() + patience_s, 0.1
@@ -206,12 +211,16 @@ class Store:
                 return
 
     def _commit(self, jobs: list[_Job]) -> None:
+        """Run the functions in one transaction; with savepoints only when one of them fails."""
         if not jobs:
             return
         try:
-            with self._writer.begin() as connection:
-                for job in jobs:
-                    job.run(connection)
+            try:
+                self._transact(jobs, _Job.run)
+            except Exception as error:
+                if len(jobs) == 1 or _fatal(error):
+                    raise
+                self._transact(jobs, _Job.run_apart)
         except Exception as error:  # noqa: BLE001 - the writer's thread must outlive any failure
             translated = _translated(error, self.shown)
             for job in jobs:
@@ -219,6 +228,21 @@ class Store:
         else:
             for job in jobs:
                 job.settle()
+
+    def _transact(self, jobs: list[_Job], run: Callable[[_Job, sa.Connection], None]) -> None:
+        with self._writer.connect() as connection, connection.begin() as transaction:
+            for job in jobs:
+                run(job, connection)
+            try:
+                transaction.commit()
+            except sa.exc.DBAPIError as error:
+                if _lost(error):
+                    raise StoreError(
+                        f"the database {self.shown} went away during a commit: "
+                        "whether it was kept is not known",
+                        hint="look before doing it again",
+                    ) from error
+                raise
 
 
 def database_url(url: str) -> sa.URL:
@@ -285,6 +309,13 @@ def _sqlite_engine(url: sa.URL, size: int, *, writes: bool) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _fatal(error: Exception) -> bool:
+    """Return whether the whole transaction is lost, whoever's function met it."""
+    if isinstance(error, sa.exc.DBAPIError):
+        return _full(error) or _lost(error)
+    return isinstance(error, StoreError)
 
 
 def _full(error: sa.exc.DBAPIError) -> bool:
