@@ -63,6 +63,8 @@ class Children:
             for child in reversed(self._started):
                 child.wait(max(0.0, deadline - time.monotonic()))
             _kill(process for tree in trees for process in tree)
+            for child in self._started:
+                child.wait(STOP_S)  # what was killed is to be reaped, too
             self._started.clear()
 
     def __enter__(self) -> Self:

@@ -134,7 +134,7 @@ def config_file(path: Path) -> Finding:
         says = f"{path} holds tokens and others can read it"
         return Finding(check="config", verdict=Verdict.WARN, says=says, hint=f"chmod 600 {path}")
     count = len(known.contexts)
-    return Finding(check="config", verdict=Verdict.OK, says=f"{path}: {count} contexts")
+    return Finding(check="config", verdict=Verdict.OK, says=f"{path}: {count} context(s)")
 
 
 def authority(context: Context) -> Iterator[Finding]:

@@ -93,7 +93,6 @@ class LocalFleet:
         home = self.home / "coordinator"
         keep_ports(home / "coordinator.toml")
         ready = home / "coordinator.json"
-        ready.unlink(missing_ok=True)
         child = self.children.start(
             "the coordinator",
             [sys.executable, "-m", "skerry_cloud", "--home", str(home), *self._arguments],

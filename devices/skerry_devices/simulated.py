@@ -23,7 +23,8 @@ from pathlib import Path
 import typer
 from skerry_edge.agent import Agent
 from skerry_edge.config import load_config
-from skerry_edge.identity import Identity, join
+from skerry_edge.enrolment import join
+from skerry_edge.identity import Identity
 from skerry_edge.profile import find_profile
 from skerry_edge.worker.pool import Workers
 from skerry_protos.errors import ConfigError, SkerryError

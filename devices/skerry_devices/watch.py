@@ -7,7 +7,7 @@ waited for, because the run goes on without us.
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -170,21 +170,30 @@ def picture(run: str, story: Story, waiting: dict[str, Any] | None) -> "Renderab
     return Group(*parts)
 
 
-def rounds_table(rounds: list[Round]) -> "RenderableType":
-    """Return a table with one row for each phase of these rounds."""
+Down = Mapping[tuple[int, str], int]
+
+
+def rounds_table(rounds: list[Round], down: Down | None = None) -> "RenderableType":
+    """Return a table with one row for each phase of these rounds; `down`: bytes sent to devices."""
     from rich.table import Table
     from rich.text import Text
 
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("ROUND", "PHASE", "ASKED", "REPLIED", "FAILED", "LATE", "REFUSED", "UP", "TIME"):
+    titles = ["ROUND", "PHASE", "ASKED", "REPLIED", "FAILED", "LATE", "REFUSED", "UP", "TIME"]
+    if down is not None:
+        titles.insert(7, "DOWN")
+    for title in titles:
         made.add_column(title, justify="left" if title in {"PHASE"} else "right")
     made.add_column("METRICS")
     for each in rounds:
         for phase in each.phases.values():
-            made.add_row(*(Text(cell) for cell in phase_row(each, phase)))
+            cells = phase_row(each, phase)
+            if down is not None:
+                cells.insert(7, size(down.get((each.number, phase.name))))
+            made.add_row(*(Text(cell) for cell in cells))
         for name, values in each.metrics.items():
             if name not in each.phases:
-                row = [str(each.number), name, *[""] * 7, shown_metrics(values)]
+                row = [str(each.number), name, *[""] * (len(titles) - 2), shown_metrics(values)]
                 made.add_row(*(Text(cell) for cell in row))
     return made
 

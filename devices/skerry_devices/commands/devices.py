@@ -49,6 +49,9 @@ def list_devices(
     state: Annotated[
         str, typer.Option(help="Only these: online, offline, cordoned, drained or revoked.")
     ] = "",
+    every: Annotated[
+        bool, typer.Option("--all", "-a", help="Revoked devices, too, which else are left out.")
+    ] = False,
     wait: Annotated[
         int, typer.Option("--wait", metavar="N", help="Wait until N devices are online.")
     ] = 0,
@@ -71,10 +74,9 @@ def list_devices(
             what=f"{wait} devices online",
             hint="skerry devices list shows who is; skerry devices invite invites another",
         )
+    items = [one for one in found["items"] if every or state or one["state"] != "revoked"]
     empty = f"No device fits: {found['hint']}" if found.get("hint") else NO_DEVICES
-    show_list(
-        found["items"], COLUMNS, output, empty=empty if not state else f"No device is {state}."
-    )
+    show_list(items, COLUMNS, output, empty=empty if not state else f"No device is {state}.")
 
 
 @app.command("show")
@@ -163,7 +165,7 @@ def label_device(
 @app.command("cordon")
 def cordon(device: Device, output: Output = Format.TABLE) -> None:
     """Give a device no new work; what it does now it finishes."""
-    _act(device, "cordon", "takes no new work; undo with: skerry devices uncordon", output)
+    _act(device, "cordon", "takes no new work; undo with: skerry devices uncordon {id}", output)
 
 
 @app.command("uncordon")
@@ -182,7 +184,7 @@ def drain(
     """Cordon a device and take back the work it has."""
     from skerry_devices.client import at, connect
 
-    _act(device, "drain", "is drained; undo with: skerry devices uncordon", output)
+    _act(device, "drain", "is drained; undo with: skerry devices uncordon {id}", output)
     if not wait:
         return
     with connect() as client:
@@ -269,7 +271,7 @@ def _act(device: str, verb: str, sentence: str, output: Format) -> None:
     with connect() as client:
         found = client.get(at("devices", device))
         made = client.post(at("devices", found["id"], verb))
-    done(made or found, f"{found['id']} {sentence}", output)
+    done(made or found, f"{found['id']} {sentence.format(id=found['id'])}", output)
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

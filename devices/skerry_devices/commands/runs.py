@@ -48,7 +48,9 @@ DEVICE_COLUMNS = (
     Column("late", lambda d: _count(d["late"])),
     Column("refused", lambda d: _count(d["refused"])),
     Column("compute", lambda d: f"{d['compute_s']:.1f} s"),
+    Column("down", lambda d: size(d.get("bytes_down"))),
     Column("up", lambda d: size(d["bytes_up"])),
+    Column("now", lambda d: _now(d)),  # noqa: PLW0108 - defined below
     Column("latest metrics", lambda d: d.get("metrics") or "-"),
     Column("last reason", lambda d: d["last_why"] or "-"),
 )
@@ -204,11 +206,17 @@ def show_story(client: "Client", found: dict[str, Any]) -> None:
     screen = console()
     if story.by_round:
         print()
-        screen.print(rounds_table([story.by_round[number] for number in sorted(story.by_round)]))
+        down = {(row["round"], row["phase"]): row["bytes_down"] for row in found["rounds_table"]}
+        rounds = [story.by_round[number] for number in sorted(story.by_round)]
+        screen.print(rounds_table(rounds, down))
     if devices := story.devices:
         latest = _latest(client.items(at("runs", found["id"], "metrics")))
         print()
-        rows = [{**row, "metrics": latest.get(row["device"], "")} for row in devices]
+        known = {row["device"]: row for row in found["devices"]}
+        rows = [
+            {**known.get(row["device"], {}), **row, "metrics": latest.get(row["device"], "")}
+            for row in devices
+        ]
         screen.print(table(DEVICE_COLUMNS, rows))
     if story.notes:
         print()
@@ -271,6 +279,15 @@ def _print_line(line: Item, output: Format) -> None:
         print(f"{clock(line['at'])} {data.get('text', '')}", flush=True)
     else:
         print(json.dumps(line), flush=True)
+
+
+def _now(device: Item) -> str:
+    """Return what a device does for the run now."""
+    if device.get("task") not in {"queued", "sent"}:
+        return "-"
+    done_part = f"{device['progress']:.0%} " if device.get("progress") else ""
+    here = "works" if device.get("connected") else "away"
+    return f"{done_part}{device.get('doing') or here}"
 
 
 def _count(number: int) -> str:
