@@ -23,7 +23,8 @@ import psutil
 from skerry_protos.errors import SkerryError
 
 from skerry_edge.config import AgentConfig, load_config
-from skerry_edge.identity import Identity, LinkAddress, trusted_context
+from skerry_edge.enrolment import trusted_context
+from skerry_edge.identity import Identity, LinkAddress
 from skerry_edge.routes import ways
 from skerry_edge.status import read_status
 from skerry_edge.telemetry import capabilities, versions

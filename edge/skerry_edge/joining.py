@@ -6,7 +6,7 @@ from pathlib import Path
 
 from skerry_protos.messages import DeviceId
 
-from skerry_edge import identity
+from skerry_edge import enrolment
 from skerry_edge.profile import GENERIC, find_profile
 
 
@@ -15,7 +15,7 @@ def join(
 ) -> DeviceId:
     """Enrol this device and return its id; agent.toml and profile.toml are written if new."""
     found = find_profile(profile) if profile else None
-    device = identity.join(
+    device = enrolment.join(
         token, home, name=name or host_name(), profile=found.name if found else GENERIC
     ).device
     if found is not None:

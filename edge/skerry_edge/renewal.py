@@ -10,7 +10,8 @@ from skerry_protos.errors import SkerryError
 from skerry_protos.messages import Parcel
 
 from skerry_edge.clock import Clock
-from skerry_edge.identity import Identity, renew_expired
+from skerry_edge.enrolment import renew_expired
+from skerry_edge.identity import Identity
 
 log = logging.getLogger(__name__)
 

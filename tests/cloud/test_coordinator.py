@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 import aiomqtt
 import psutil
 import pytest
-from skerry_edge.identity import Identity, join
+from skerry_edge.enrolment import join
+from skerry_edge.identity import Identity
 from skerry_edge.links import LinkConfig, open_link
 from skerry_protos.blobs import LocalBlobs
 from skerry_protos.errors import RefusedError, RejectedError
@@ -245,7 +246,7 @@ def test_an_agent_whose_clock_is_a_year_off_is_told_so(
 ) -> None:
     token = shared.call("POST", "/v1/invites", {})[1]["token"]
     code = (
-        "import sys, pathlib; from skerry_edge.identity import join\n"
+        "import sys, pathlib; from skerry_edge.enrolment import join\n"
         "try: join(sys.argv[1], pathlib.Path(sys.argv[2]))\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
@@ -322,7 +323,7 @@ def test_a_revoked_device_has_no_rights_at_a_broker_that_forgot_it(
         invited(running, tmp_path / "device", "pi-1")
         assert running.call("POST", "/v1/devices/pi-1/revoke", {})[0] == 200
         assert running.stop() == 0
-    (home / "broker" / "denied").unlink()
+    (home / "broker" / "denied").unlink(missing_ok=True)
     with coordinator(home, "--broker", broker) as again:
         made = again.ready()
         keys = tmp_path / "device" / "identity"

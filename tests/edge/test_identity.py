@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from skerry_cloud.identity import Authority
 from skerry_cloud.store import devices as kept
-from skerry_edge import identity as device_side
-from skerry_edge.identity import Identity, join, leave, renew_expired
+from skerry_edge import enrolment
+from skerry_edge.enrolment import join, renew_expired
+from skerry_edge.identity import Identity, leave
 from skerry_protos.errors import ConfigError, LinkError, RejectedError, SkerryError, TrustError
 from skerry_protos.tokens import JoinToken
 
@@ -110,7 +111,7 @@ async def test_a_join_whose_answer_was_lost_is_repeated_with_the_same_token(
         raise LinkError("the answer was lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr(device_side, "_settle", cut)
+        patch.setattr(enrolment, "_settle", cut)
         assert isinstance(await refused(word, tmp_path), LinkError)
     made = await asyncio.to_thread(join, word, tmp_path, "pi-1")
     assert made.device == "pi-1"

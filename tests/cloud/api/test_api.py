@@ -13,7 +13,7 @@ from skerry_cloud.api.auth import Allowance
 from skerry_cloud.store import FullDiskError
 from skerry_cloud.store import devices as kept
 from skerry_cloud.store.operators import Role
-from skerry_edge.identity import join
+from skerry_edge.enrolment import join
 from skerry_protos.messages import DeviceId, Parcel, ParcelId, ParcelKind
 from skerry_protos.v1.work_pb2 import LogLine, LogLines
 
