@@ -7,7 +7,7 @@ production. `transport` is "memory", "grpc" or "mqtt".
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,13 @@ async def small_fleet(
             yield made
         finally:
             await made.stop(*made.agents)
+
+
+async def until(claim: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    """Wait until a claim holds."""
+    async with asyncio.timeout(timeout_s):
+        while not claim():  # noqa: ASYNC110 - nothing tells of what tests look at
+            await asyncio.sleep(0.02)
 
 
 async def _open_fleet(

@@ -37,6 +37,8 @@ INTERRUPTED = (
     "the coordinator stopped while it ran; its journal, replies and metrics are kept: "
     "start it again with skerry run"
 )
+CRASH_S = 3.0
+"""How long the last words of a process that has ended may take to be heard."""
 LOADING = Waiting(what="server", why="the app's server side is loading")
 COMPUTING = Waiting(what="server", why="the app's server side computes")
 
@@ -150,27 +152,35 @@ class Conductor:
 
     async def _converse(self) -> None:
         """Grant wishes until the server side is done; raise when it is not, or is silent."""
-        hearing = asyncio.create_task(self._hear())
-        watching = asyncio.create_task(self._watch_silence())
-        every = {hearing, watching, self._failure}
+        assert self._process is not None
+        hearing = asyncio.create_task(self._hear(self._process))
+        tasks = [
+            hearing,
+            asyncio.create_task(self._watch_silence()),
+            asyncio.create_task(self._watch_end(self._process, hearing)),
+        ]
+        every = {*tasks, self._failure}
         try:
             done, _ = await asyncio.wait(every, return_when=asyncio.FIRST_COMPLETED)
             for one in done:
                 one.result()
         finally:
-            for task in (hearing, watching):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(hearing, watching, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _hear(self) -> None:
-        assert self._process is not None
-        while (message := await self._process.hear()) is not None:
+    async def _hear(self, process: ServerProcess) -> None:
+        while (message := await process.hear()) is not None:
             self._heard_at = time.monotonic()
             said, body = message
             if said["do"] == "done":
                 return
             await self._grant(said, body)
-        raise BrokenRunError(await self._crash(self._process))
+        try:
+            async with asyncio.timeout(CRASH_S):
+                raise BrokenRunError(await self._crash(process))
+        except TimeoutError:
+            raise BrokenRunError("the app's server side closed its channel and went on") from None
 
     async def _grant(self, said: Mapping[str, Any], body: bytes) -> None:
         assert self._maker is not None
@@ -205,6 +215,12 @@ class Conductor:
             return f"the app's server side {process.passed} and was killed"
         last = next((line for line in reversed(process.tail) if line.strip()), "")
         return f"the app's server side {how}" + (f"; it last printed: {last[:300]}" if last else "")
+
+    async def _watch_end(self, process: ServerProcess, hearing: "asyncio.Task[None]") -> None:
+        """Raise when the process is gone though its channel is open: what it forked holds it."""
+        why = await self._crash(process)
+        await asyncio.wait({hearing}, timeout=CRASH_S)
+        raise BrokenRunError(why)
 
     async def _watch_silence(self) -> None:
         """Return only by raising: the server side computes too long without asking anything."""

@@ -32,7 +32,7 @@ from skerry_protos.v1.work_pb2 import Progress
 from skerry_cloud.fleets import Fleet
 from skerry_cloud.runs.apps import plan_app
 from skerry_cloud.runs.conductor import INTERRUPTED, Conductor
-from skerry_cloud.runs.exchange import Exchange, Part
+from skerry_cloud.runs.exchange import Exchange, Outcome, Part
 from skerry_cloud.runs.lifecycle import OPEN_TASKS, RunEvent, RunState, TaskEvent
 from skerry_cloud.runs.plan import RunOptions
 from skerry_cloud.runs.tasks import Answer, cancel_parcel, read_reply, shown, task_of
@@ -233,6 +233,8 @@ class Runs:
             await self._reply_out_of_place(device, task)
             return
         exchange, part = found
+        if part.outcome is not Outcome.OPEN:
+            return  # said again: its acknowledgement was lost
         try:
             answer = read_reply(parcel)
             content = await self._content(device, conductor, exchange, part, answer)

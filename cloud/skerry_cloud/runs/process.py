@@ -7,10 +7,12 @@ is kept line by line; what it says arrives by a socket pair (channel.py).
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,12 +24,25 @@ from skerry_cloud.runs.plan import ServerLimits
 
 LINE_LIMIT = 2000
 """Longest line kept, characters."""
-WATCH_S = 2.0
+WATCH_S = 1.0
 TERM_S = 3.0
 """How long a process may take to end after SIGTERM."""
 TAIL = 20
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SKERRY_DATA", "VIRTUAL_ENV")
 """Variables the app may see; the coordinator's secrets are not among them."""
+
+
+MARKER = "SKERRY_SERVER_SIDE"
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """The parent's ends: of the socket pair, and of the pipe that takes what is printed."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    output: asyncio.StreamReader
+    pipe: asyncio.ReadTransport
 
 
 class ServerProcess:
@@ -36,14 +51,15 @@ class ServerProcess:
     def __init__(
         self,
         process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        channels: "Channels",
+        marker: str,
         limits: ServerLimits,
         on_lines: Callable[[list[str]], None],
     ) -> None:
         self._process = process
-        self._reader = reader
-        self._writer = writer
+        self._reader, self._writer = channels.reader, channels.writer
+        self._output, self._pipe = channels.output, channels.pipe
+        self._marker = marker
         self._limits = limits
         self._on_lines = on_lines
         self._printed = 0
@@ -60,6 +76,10 @@ class ServerProcess:
     ) -> Self:
         """Start the child in `folder`."""
         ours, theirs = socket.socketpair()
+        # A pipe of our own: asyncio's would keep `wait` from returning while a forked process of
+        # the app holds it.
+        output, printed = os.pipe()
+        marker = secrets.token_hex(8)
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -67,21 +87,26 @@ class ServerProcess:
                 "skerry_cloud.runs.child",
                 str(theirs.fileno()),
                 cwd=folder,
-                env=_environment(),
+                env=_environment() | {MARKER: marker},
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
+                stdout=printed,
                 stderr=asyncio.subprocess.STDOUT,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
-                limit=64 * 1024,
             )
         except BaseException:
             ours.close()
+            os.close(output)
             raise
         finally:
             theirs.close()
+            os.close(printed)
         reader, writer = await asyncio.open_connection(sock=ours, limit=1024 * 1024)
-        return cls(process, reader, writer, limits, on_lines)
+        lines = asyncio.StreamReader(limit=64 * 1024)
+        pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(output, "rb", buffering=0)
+        )
+        return cls(process, Channels(reader, writer, lines, pipe), marker, limits, on_lines)
 
     def say(self, said: dict[str, Any], body: bytes = b"") -> None:
         """Send a message; to one who has gone, nothing."""
@@ -105,21 +130,26 @@ class ServerProcess:
         finally:
             self._signal(signal.SIGKILL)  # also what it forked and left
         code = await self._process.wait()
-        # A child of a child may hold the pipe open for ever: what is printed by now is enough.
+        await asyncio.to_thread(self._end_escaped)
         await asyncio.wait(self._tasks[:1], timeout=0.5)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._pipe.close()
         return _ending(code)
 
+    def _end_escaped(self) -> None:
+        """Kill what the app started outside its process group: it has our marker with it."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(MARKER) == self._marker:
+                    process.kill()
+
     async def ended(self) -> str:
-        """Wait a moment for its end, all printed lines heard, and return how it ended, in words."""
-        try:
-            async with asyncio.timeout(TERM_S):
-                code = await self._process.wait()
-                await asyncio.wait(self._tasks[:1], timeout=TERM_S / 2)
-        except TimeoutError:
-            return "closed its channel and went on"
+        """Wait for its end, all printed lines heard, and return how it ended, in words."""
+        code = await self._process.wait()
+        # A child of a child may hold the pipe open for ever.
+        await asyncio.wait(self._tasks[:1], timeout=TERM_S / 2)
         return _ending(code)
 
     def kill(self, why: str) -> None:
@@ -132,10 +162,8 @@ class ServerProcess:
             os.killpg(self._process.pid, number)
 
     async def _read_output(self) -> None:
-        output = self._process.stdout
-        assert output is not None
         rest = b""
-        while block := await output.read(64 * 1024):
+        while block := await self._output.read(64 * 1024):
             self._printed += len(block)
             if self._printed > self._limits.output_bytes:
                 self.kill(f"printed more than {self._limits.output_bytes} bytes")
@@ -160,9 +188,7 @@ class ServerProcess:
             while True:
                 used = _resident(root)
                 if used > most:
-                    self.kill(
-                        f"used {used // 1024**2} MiB of memory; its limit is {most // 1024**2}"
-                    )
+                    self.kill(f"used {used // 1024**2} of {most // 1024**2} MiB of memory")
                     return
                 await asyncio.sleep(WATCH_S)
         except psutil.Error:

@@ -6,12 +6,11 @@ import time
 
 import numpy as np
 
+SIZE = 3
+
 
 def model():
     return {"w": np.zeros(SIZE, dtype=np.float32), "steps": np.zeros((), dtype=np.int64)}
-
-
-SIZE = int(os.environ.get("HALVES_SIZE", "3"))
 
 
 def data(device):

@@ -1,0 +1,180 @@
+"""Devices that go and come back, and a coordinator that does: nothing is lost, each is named."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from skerry_cloud.runs.engine import Runs
+from skerry_cloud.store import runs as kept
+from skerry_cloud.store import tables
+from skerry_protos.errors import RejectedError
+from skerry_protos.messages import DeviceId, Parcel, ParcelId, RunId
+from skerry_protos.v1.work_pb2 import Failure, Reply
+
+from tests.fleet import SmallFleet, small_fleet, until
+
+HALVES = Path(__file__).parents[2] / "apps" / "halves"
+DEVICES = ("one", "two", "three")
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path) -> AsyncIterator[SmallFleet]:
+    async with small_fleet(tmp_path, "memory", DEVICES) as made:
+        yield made
+
+
+async def test_a_device_that_comes_back_goes_on(fleet: SmallFleet) -> None:
+    run = await fleet.begin(HALVES, rounds=2, run_config={"bad": "slow", "when": 1})
+    conductor = fleet.runs.under_way(run.id)
+    assert conductor is not None
+    await until(lambda: conductor.waiting()["on"] == ["one"])
+    await fleet.stop("one")
+    await until(lambda: "not connected: one" in conductor.waiting()["why"])
+    assert (await fleet.runs.get(run.id)).state == "running"
+    await fleet.runs.stop(run.id, "test")
+
+
+async def test_a_device_that_was_away_gets_its_task_when_it_is_here(fleet: SmallFleet) -> None:
+    await fleet.enrol("four", first_node=200)
+    run = await fleet.begin(HALVES, min_devices=4, rounds=1)
+    conductor = fleet.runs.under_way(run.id)
+    assert conductor is not None
+    await until(lambda: conductor.waiting()["what"] == "devices")
+    assert conductor.waiting()["why"] == "3 of 4 devices are ready: four is offline"
+    assert conductor.waiting()["until_unix_s"] > 0
+    fleet.start("four")
+    ended = await fleet.ended(run)
+    assert ended.state == "completed", await fleet.story(run)
+    asked = (await fleet.events(run, "asked"))[0]["data"]["devices"]
+    assert sorted(asked) == ["four", "one", "three", "two"]
+
+
+async def test_a_drained_device_loses_its_task_and_the_round_goes_on(fleet: SmallFleet) -> None:
+    run = await fleet.begin(HALVES, rounds=1, run_config={"bad": "slow"})
+    conductor = fleet.runs.under_way(run.id)
+    assert conductor is not None
+    await until(lambda: conductor.waiting()["on"] == ["one"])
+    await fleet.registry.drain(DeviceId("one"))
+    ended = await fleet.ended(run)
+    assert ended.state == "completed", await fleet.story(run)
+    failure = (await fleet.events(run, "failure"))[0]
+    assert (failure["device"], failure["data"]["why"]) == ("one", "the device was drained")
+
+
+async def test_what_a_coordinator_leaves_is_marked_and_kept(fleet: SmallFleet) -> None:
+    run = await fleet.begin(HALVES, rounds=1, run_config={"bad": "slow"})
+    conductor = fleet.runs.under_way(run.id)
+    assert conductor is not None
+    await until(lambda: conductor.waiting()["on"] == ["one"])
+    # As after a kill: nobody has ended the run, and another coordinator opens the same home.
+    later = Runs(
+        store=fleet.store,
+        blobs=fleet.blobs,
+        fleet=fleet.fleet,
+        roster=fleet.registry,
+        sign=fleet.authority.sign_bundle,
+        folder=fleet.home / "runs",
+    )
+    async with later:
+        found = await later.get(run.id)
+        assert found.state == "interrupted"
+        assert "start it again with skerry run" in found.why
+        rows = await fleet.store.read(lambda c: kept.task_table(c, run.id))
+        states = {row["device"]: row["state"] for row in rows}
+        assert states == {"one": "cancelled", "two": "replied", "three": "replied"}
+    await fleet.runs.stop(run.id, "test")
+    assert (await fleet.runs.get(run.id)).state == "interrupted"
+
+
+async def test_a_run_under_way_is_interrupted_when_the_coordinator_stops(tmp_path: Path) -> None:
+    async with small_fleet(tmp_path, "memory", DEVICES) as fleet:
+        run = await fleet.begin(HALVES, run_config={"bad": "slow"})
+        conductor = fleet.runs.under_way(run.id)
+        assert conductor is not None
+        await until(lambda: conductor.waiting()["on"] == ["one"])
+        store = fleet.store
+        await fleet.runs.__aexit__()
+        found = await store.read(lambda c: kept.find(c, run.id))
+        assert found is not None
+        assert found.state == "interrupted"
+        kinds = await store.read(lambda c: [e["kind"] for e in kept.journal(c, run.id)])
+        assert kinds.count("reply") == 2
+
+
+def reply_parcel(run: RunId, task: str, body: bytes) -> Parcel:
+    return Parcel(id=ParcelId(f"{task}/reply"), kind="reply", run=run, body=body)
+
+
+async def test_replies_that_nobody_waits_for(fleet: SmallFleet) -> None:
+    run = await fleet.begin(HALVES, rounds=1, run_config={"bad": "slow"})
+    conductor = fleet.runs.under_way(run.id)
+    assert conductor is not None
+    await until(lambda: conductor.waiting()["on"] == ["one"])
+    rows = await fleet.store.read(lambda c: kept.task_table(c, run.id))
+    task = {row["device"]: row["id"] for row in rows}
+    one, two = DeviceId("one"), DeviceId("two")
+
+    async def rejected(device: DeviceId, parcel: Parcel) -> str:
+        with pytest.raises(RejectedError) as refused:
+            await fleet.runs.reply(device, parcel)
+        return refused.value.code
+
+    # A task of another device, of nobody, and a reply that names none.
+    assert await rejected(two, reply_parcel(run.id, task["one"], b"")) == "unexpected"
+    assert await rejected(one, reply_parcel(run.id, "task-x", b"")) == "unexpected"
+    nameless = Parcel(id=ParcelId("x"), kind="reply", run=run.id)
+    assert await rejected(one, nameless) == "malformed"
+    # Said again, as after a lost acknowledgement: accepted, and nothing changes.
+    before = await fleet.events(run)
+    await fleet.runs.reply(two, reply_parcel(run.id, task["two"], b""))
+    assert await fleet.events(run) == before
+    # Malformed: the device is named, and the round goes on without it.
+    assert await rejected(one, reply_parcel(run.id, task["one"], b"\xff")) == "malformed"
+    ended = await fleet.ended(run)
+    assert ended.state == "completed"
+    failure = (await fleet.events(run, "failure"))[0]
+    assert failure["device"] == "one"
+    assert "its reply was not taken: the reply does not parse" in failure["data"]["why"]
+
+
+def sized(folder: Path, size: int) -> Path:
+    """Return the app with a larger model, whose contents travel as blobs."""
+    app = folder / "sized"
+    shutil.copytree(HALVES, app, ignore=shutil.ignore_patterns("__pycache__"))
+    code = app / "halves.py"
+    code.write_text(code.read_text().replace("SIZE = 3\n", f"SIZE = {size}\n"))
+    return app
+
+
+async def test_a_reply_too_large_is_refused_by_name(fleet: SmallFleet, tmp_path: Path) -> None:
+    run = await fleet.begin(sized(tmp_path, 20_000), rounds=1, reply_bytes=1024)
+    ended = await fleet.ended(run)
+    assert ended.state == "completed", await fleet.story(run)
+    failures = await fleet.events(run, "failure")
+    assert {event["device"] for event in failures} == set(DEVICES)
+    assert "this run takes 1024 (reply_bytes)" in failures[0]["data"]["why"]
+
+
+async def test_a_late_reply_is_noted_once(fleet: SmallFleet) -> None:
+    run = await fleet.begin(HALVES, rounds=1, run_config={"bad": "slow"}, round_deadline_s=3)
+    await fleet.ended(run)
+    rows = await fleet.store.read(lambda c: kept.task_table(c, run.id))
+    late = next(row["id"] for row in rows if row["state"] == "late")
+    said = Reply(task=late, failure=Failure(code=2, reason="x")).SerializeToString()
+    for _ in range(2):
+        await fleet.runs.reply(DeviceId("one"), reply_parcel(run.id, late, said))
+    noted = await fleet.events(run, "late-reply")
+    assert [(e["device"], e["data"]["why"]) for e in noted] == [
+        ("one", "it came after the task was late")
+    ]
+
+
+async def test_what_a_run_moved_is_swept_when_it_ends(fleet: SmallFleet, tmp_path: Path) -> None:
+    run = await fleet.train(sized(tmp_path, 20_000), rounds=2)
+    assert run.model is not None
+    held = set(await asyncio.to_thread(lambda: list(fleet.blobs.digests())))
+    known = await fleet.store.read(lambda c: set(c.execute(tables.blobs.select()).scalars()))
+    assert {run.model, run.app} <= held
+    assert known == held == {run.model, run.app}
