@@ -24,6 +24,7 @@ ACKS: Final = 64
 """Acknowledgements in one frame."""
 STREAM_TURNS: Final = 8
 """Stream packets sent for one blob chunk while both wait."""
+SLACK: Final = 256
 SMALLEST_CHUNK: Final = 8 * 1024
 CUTS: Final = 2
 """Wires in a row that were cut before one chunk had crossed: then chunks become half as large."""
@@ -122,6 +123,15 @@ class Lanes:
         if self._halvings:
             room = min(room, max(SMALLEST_CHUNK, room >> self._halvings))
         return max(STEP, room // STEP * STEP)
+
+    @property
+    def piece(self) -> int:
+        """The most bytes of a stream that a packet carries now: a chunk and a message's length.
+
+        So a message of exactly a chunk, which is what people send, goes in one packet.
+        """
+        chunk = self.chunk
+        return max(chunk, min(chunk + SLACK, self.max_packet - OVERHEAD))
 
     def control(self, key: object, frame: pb.Frame) -> None:
         """Send a frame before all data; it replaces one with the same key that still waits."""

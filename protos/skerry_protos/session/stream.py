@@ -207,15 +207,15 @@ class LiveStream:
             self._repair = None
             start, end = max(start, out.acked), min(end, self._sent)
             if start < end:
-                size = min(end - start, lanes.chunk)
+                size = min(end - start, lanes.piece)
                 if start + size < end:
                     self._repair = (start + size, end)
                 return data_packet(lanes.number, self.number, start, *out.read(start, size))
-        chunk = lanes.chunk
+        piece = lanes.piece
         end = min(out.written, self._credit)
         if not lanes.reliable:
-            end = min(end, out.acked + self._flight * chunk)
-        size = min(end - self._sent, chunk)
+            end = min(end, out.acked + self._flight * piece)
+        size = min(end - self._sent, piece)
         if size > 0:
             start = self._sent
             self._sent += size
