@@ -10,6 +10,7 @@ The only module here that needs aiomqtt; the `mqtt` extra of skerry-edge and ske
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 import threading
@@ -23,6 +24,8 @@ from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.enums import MQTTErrorCode
 
 from skerry_protos.errors import ConfigError, LinkError
+
+log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
 KEEPALIVE_S = 30
@@ -114,6 +117,7 @@ class BrokerConnection(aiomqtt.Client):
         self._on_lost = on_lost
         self._announced: int | None = None
         self._thread = threading.get_ident()
+        self._writes_itself = False
         self._room = asyncio.Event()
         self._turns = asyncio.Lock()
         self._dropped = False
@@ -159,7 +163,10 @@ class BrokerConnection(aiomqtt.Client):
         self._drop()
 
     async def push(self, topic: str, packet: bytes) -> None:
-        """Send one packet at QoS 0, waiting for room first; raise LinkError once it is lost."""
+        """Send one packet at QoS 0, waiting for room first; raise LinkError once it is lost.
+
+        Not to be called from within `on_message`: paho cannot write there.
+        """
         if self._full:
             async with self._turns:  # first come, first served
                 while self._full and not self.lost.is_set():
@@ -167,7 +174,12 @@ class BrokerConnection(aiomqtt.Client):
                     # Only while somebody waits: paho makes four objects for each call of it.
                     self._client.on_publish = self._on_publish
                     await self._room.wait()
-        self.push_now(topic, packet)
+        self._writes_itself = True
+        try:
+            self.push_now(topic, packet)
+        finally:
+            self._writes_itself = False
+        self._write()
 
     @property
     def _full(self) -> bool:
@@ -234,10 +246,9 @@ class BrokerConnection(aiomqtt.Client):
 
     def _on_message(self, client: Any, userdata: Any, message: Any) -> None:  # noqa: ARG002
         try:
-            topic = message.topic
-        except UnicodeDecodeError:
-            return
-        self._deliver(topic, message.payload)
+            self._deliver(message.topic, message.payload)
+        except Exception:  # one sender's packet must not end the connection of all
+            log.exception("a packet on %r could not be taken", message._topic[:100])
 
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason_code: Any, properties: Any
@@ -252,10 +263,10 @@ class BrokerConnection(aiomqtt.Client):
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:
         # aiomqtt has the selector tell it that the socket takes data, which costs a turn of the
         # loop and four system calls for each packet; it nearly always does.
-        if threading.get_ident() == self._thread:
-            self._loop.call_soon(self._write)
-        else:
+        if threading.get_ident() != self._thread:
             super()._on_socket_register_write(client, userdata, sock)
+        elif not self._writes_itself:
+            self._loop.call_soon(self._write)
 
     def _write(self) -> None:
         try:

@@ -445,7 +445,7 @@ async def test_the_production_configuration_in_docker_carries_a_fleet_s_rights(
     try:
         config = BrokerConfig(state=tmp_path, choice=f"mqtts://127.0.0.1:{port}", keys=trust.server)
         async with open_broker(config) as broker:
-            await eventually("mosquitto", lambda: _listens(port))
+            await eventually("mosquitto", lambda: listens(port))
             await test_a_device_speaks_up_and_hears_down(broker, trust)
             await test_a_client_is_called_as_its_certificate_whatever_it_says(broker, trust)
             await test_nobody_can_have_a_will_on_another_s_topic(broker, trust)
@@ -458,7 +458,8 @@ async def test_the_production_configuration_in_docker_carries_a_fleet_s_rights(
         await process.wait()
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Return whether something listens on a port of 127.0.0.1."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False

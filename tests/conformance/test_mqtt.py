@@ -22,7 +22,7 @@ from skerry_protos.messages import BODY_LIMIT, BlobRef, DeviceId, Parcel
 from skerry_protos.topics import up
 
 from tests.certificates import Trust
-from tests.cloud.test_brokers import client
+from tests.cloud.test_brokers import client, listens
 from tests.conformance.brokers import mosquitto_present
 from tests.conformance.harness import Afloat, Ashore, parcel, until
 
@@ -185,6 +185,7 @@ async def default_mosquitto(folder: Path) -> AsyncIterator[str]:
         program, "-c", str(conf), stderr=asyncio.subprocess.DEVNULL
     )
     try:
+        await until(lambda: listens(port), "mosquitto listens")
         yield f"mqtt://127.0.0.1:{port}"
     finally:
         process.terminate()

@@ -17,7 +17,7 @@ from typing import Protocol, Self
 from skerry_protos.errors import LinkError, PeerError, RefusedError, SkerryError
 from skerry_protos.messages import BlobRef, Digest, Parcel
 from skerry_protos.seams import Stream, Wire
-from skerry_protos.session import Limits, Session, Side, pack, unpack
+from skerry_protos.session import Limits, Session, Side, pack, unpack_all
 from skerry_protos.session.handshake import AGAIN_S, HELLO_S, hello, read_answer, refused
 
 from skerry_edge.links import LinkConfig
@@ -45,6 +45,10 @@ class Connection(Wire, Protocol):
 
     async def receive(self) -> bytes:
         """Return the next packet; raise LinkError once the wire is cut."""
+        ...
+
+    async def read(self, take: Callable[[bytes], None]) -> None:
+        """Hand over every packet from now on; raise LinkError once cut, or what `take` raised."""
         ...
 
 
@@ -162,7 +166,7 @@ class Crossing:
         async with asyncio.timeout(HELLO_S) as limit, self._dial() as connection:
             await self._greet(connection)
             limit.reschedule(None)
-            reading = asyncio.create_task(self._read(connection))
+            reading = asyncio.create_task(connection.read(self._take))
             broken = asyncio.create_task(self._broken.wait())
             try:
                 await asyncio.wait({reading, broken}, return_when=asyncio.FIRST_COMPLETED)
@@ -188,8 +192,8 @@ class Crossing:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if connection.reliable else AGAIN_S):
                     while welcome is None:
-                        answer, _ = unpack(await connection.receive())
-                        welcome = read_answer(answer, frame.hello.nonce)
+                        for answer, _ in unpack_all(await connection.receive()):
+                            welcome = welcome or read_answer(answer, frame.hello.nonce)
         self.session.attach(
             connection,
             welcome.session,
@@ -200,16 +204,14 @@ class Crossing:
         config.on_welcome(welcome.unix_time_s, welcome.heartbeat_s)
         config.on_state(None, 0.0)
 
-    async def _read(self, connection: Connection) -> None:
-        session = self.session
-        while True:
-            frame, data = unpack(await connection.receive())
-            if frame.HasField("refusal"):
-                if frame.session in {0, session.number}:
+    def _take(self, packet: bytes) -> None:
+        """Take one packet of the session."""
+        try:
+            for frame, data in unpack_all(packet):
+                if not frame.HasField("refusal"):
+                    self.session.receive(frame, data)
+                elif frame.session in {0, self.session.number}:
                     raise refused(frame)
-                continue
-            try:
-                session.receive(frame, data)
-            except PeerError as error:
-                log.warning("%s broke the protocol: %s", self._config.url, error)
-                raise
+        except PeerError as error:
+            log.warning("%s broke the protocol: %s", self._config.url, error)
+            raise

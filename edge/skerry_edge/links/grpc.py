@@ -2,7 +2,7 @@
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, cast
@@ -60,6 +60,10 @@ class GrpcWire:
         if isinstance(packet, bytes):
             return packet
         raise await self._cut(None)
+
+    async def read(self, take: Callable[[bytes], None]) -> None:
+        while True:
+            take(await self.receive())
 
     async def _cut(self, error: BaseException | None) -> LinkError:
         """Return why the call ended, as one line."""

@@ -7,11 +7,11 @@ retained status says, the device waits or says Hello again on the same connectio
 import asyncio
 import contextlib
 import ipaddress
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 
 import aiomqtt
-from skerry_protos.errors import ConfigError, LinkError, PeerError, RefusedError
+from skerry_protos.errors import ConfigError, LinkError, PeerError, RefusedError, SkerryError
 from skerry_protos.messages import Digest
 from skerry_protos.mqtt import FRAME, Address, BrokerConnection, connect, parse_url
 from skerry_protos.session import unpack
@@ -33,30 +33,48 @@ class MqttWire:
     def __init__(self, connection: BrokerConnection, topic: str) -> None:
         self._connection = connection
         self._topic = topic
-        self._inbox: asyncio.Queue[bytes | LinkError] = asyncio.Queue()
-        self._over: LinkError | None = None
+        self._inbox: asyncio.Queue[bytes | SkerryError] = asyncio.Queue()
+        self._take: Callable[[bytes], None] | None = None
+        self._over: SkerryError | None = None
         self.max_packet = self.max_received = connection.max_packet
         self.chunk = self.max_packet - FRAME
 
     async def send(self, packet: bytes) -> None:
         if self._over is not None:
-            raise self._over
+            raise LinkError(str(self._over))
         await self._connection.push(self._topic, packet)
 
     async def receive(self) -> bytes:
         packet = await self._inbox.get()
-        if isinstance(packet, LinkError):
+        if isinstance(packet, SkerryError):
             raise packet
         return packet
 
+    async def read(self, take: Callable[[bytes], None]) -> None:
+        """Hand over every packet in the call that it arrives in: no queue, no task switch."""
+        while not self._inbox.empty():
+            take(await self.receive())
+        self._take = take
+        await self.receive()
+
     def put(self, packet: bytes) -> None:
         """Take a packet that arrived."""
-        self._inbox.put_nowait(packet)
+        if self._take is None:
+            self._inbox.put_nowait(packet)
+        elif self._over is None:
+            try:
+                self._take(packet)
+            except SkerryError as error:
+                self._end(error)
 
     def end(self, why: str) -> None:
         """Let `send` and `receive` raise from now on."""
-        self._over = LinkError(why)
-        self._inbox.put_nowait(self._over)
+        self._end(LinkError(why))
+
+    def _end(self, error: SkerryError) -> None:
+        if self._over is None:
+            self._over = error
+            self._inbox.put_nowait(error)
 
 
 class MqttLink(Crossing):
@@ -132,7 +150,7 @@ class MqttLink(Crossing):
         tls = await asyncio.to_thread(self._credentials.context) if self._credentials else None
         connection = await connect(
             Address(host=self._host, port=self._port, name=device, tls=tls),
-            on_message=self._take,
+            on_message=self._hear,
             on_lost=self._lost,
             will=aiomqtt.Will(self._up, b""),
             first=self._version,
@@ -164,17 +182,17 @@ class MqttLink(Crossing):
         if self._wire is not None:
             self._wire.end(why)
 
-    def _take(self, topic: str, packet: bytes) -> None:
+    def _hear(self, topic: str, packet: bytes) -> None:
         if topic == self._down:
             if self._wire is not None and packet:
                 self._wire.put(packet)
         elif topic == STATUS:
-            self._take_status(packet)
+            self._hear_status(packet)
         else:
             with contextlib.suppress(PeerError):  # the broadcast is not this session's fault
                 self.session.receive_cast(*unpack(packet))
 
-    def _take_status(self, epoch: bytes) -> None:
+    def _hear_status(self, epoch: bytes) -> None:
         before, self._epoch = self._epoch, epoch
         if epoch:
             self._came.set()

@@ -1,12 +1,13 @@
 """Packets: building what is sent, and checking all of what is received.
 
-A packet is a Frame and the data that follows it (see v1/fleet.proto). Only this package knows how
-values become `fleet_pb2` messages.
+A packet is one or more Frames, each with the data that follows it (see v1/fleet.proto). Only this
+package knows how values become `fleet_pb2` messages.
 """
 
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -28,51 +29,78 @@ from skerry_protos.v1 import fleet_pb2 as pb
 Buffer = bytes | bytearray | memoryview
 
 OVERHEAD: Final = 128
-"""Bytes that a packet adds to the data of a blob chunk or stream fragment, at most."""
+"""Bytes that a frame adds to the data of a blob chunk or a piece of a stream, at most."""
+FRAMES: Final = 1024
+"""Most frames in one packet."""
 TEXT_LIMIT: Final = 2000
 """Longest message for people in a Reject, Refusal, BlobAbsent or StreamEnd, characters."""
 
 _ID = re.compile(rf"[\x21-\x7e]{{1,{ID_LIMIT}}}")
-_HEAD: Final = struct.Struct("<I")
-_NOTHING: Final = memoryview(b"")
+_HEAD: Final = struct.Struct("<II")
+
+
+def framed(frame: pb.Frame, *data: Buffer) -> list[Buffer]:
+    """Return the parts of a frame and its data, to be joined with others into a packet."""
+    head = frame.SerializeToString()
+    return [_HEAD.pack(len(head), sum(map(len, data))), head, *data]
 
 
 def pack(frame: pb.Frame, *data: Buffer) -> bytes:
-    """Return the packet of a frame and its data, which may be in several parts."""
-    head = frame.SerializeToString()
-    return b"".join((_HEAD.pack(len(head)), head, *data))
+    """Return the packet of one frame and its data, which may be in several parts."""
+    return b"".join(framed(frame, *data))
+
+
+def unpack_all(packet: bytes) -> Iterator[tuple[pb.Frame, memoryview]]:
+    """Return the frames of a packet, each with a view of its data; PeerError where it is broken."""
+    size, at, count = len(packet), 0, 0
+    whole = memoryview(packet)
+    while at < size or count == 0:
+        begin = at + _HEAD.size
+        if begin > size or count == FRAMES:
+            raise PeerError(f"a packet of {size} bytes is broken at {at}")
+        head, data = _HEAD.unpack_from(packet, at)
+        middle = begin + head
+        at = middle + data
+        if not head or at > size:
+            raise PeerError(f"a packet of {size} bytes has a frame that ends at {at}")
+        try:
+            frame = pb.Frame.FromString(packet[begin:middle])
+        except DecodeError as error:
+            raise PeerError(f"a frame of {head} bytes cannot be read: {error}") from error
+        count += 1
+        yield frame, whole[middle:at]
 
 
 def unpack(packet: bytes) -> tuple[pb.Frame, memoryview]:
-    """Return the frame of a packet and a view of its data, or raise PeerError."""
-    size = len(packet)
-    end = _HEAD.size + (_HEAD.unpack_from(packet)[0] if size >= _HEAD.size else 0)
-    if not _HEAD.size < end <= size:
-        raise PeerError(f"a packet of {size} bytes has a bad length of frame")
-    try:
-        frame = pb.Frame.FromString(packet[_HEAD.size : end])
-    except DecodeError as error:
-        raise PeerError(f"a frame of {end - _HEAD.size} bytes cannot be read: {error}") from error
-    return frame, memoryview(packet)[end:] if end < size else _NOTHING
+    """Return the only frame of a packet and a view of its data, or raise PeerError."""
+    found = list(unpack_all(packet))
+    if len(found) != 1:
+        raise PeerError(f"{len(found)} frames in a packet that must have one")
+    return found[0]
 
 
-def chunk_packet(session: int, digest: bytes, offset: int, data: Buffer) -> bytes:
-    """Return the packet of one blob chunk; session 0 for a broadcast."""
+def chunk_parts(session: int, digest: bytes, offset: int, data: Buffer) -> list[Buffer]:
+    """Return the parts of one blob chunk."""
     frame = pb.Frame(session=session)
     chunk = frame.blob_chunk
     chunk.digest = digest
     chunk.offset = offset
     chunk.crc32 = zlib.crc32(data)
-    return pack(frame, data)
+    return framed(frame, data)
 
 
-def data_packet(session: int, stream: int, offset: int, *parts: Buffer) -> bytes:
-    """Return the packet of a piece of a stream."""
+def chunk_packet(session: int, digest: bytes, offset: int, data: Buffer) -> bytes:
+    """Return the packet of one blob chunk; session 0 for a broadcast."""
+    return b"".join(chunk_parts(session, digest, offset, data))
+
+
+def stream_parts(session: int, stream: int, offset: int, *parts: Buffer) -> list[Buffer]:
+    """Return the parts of a piece of a stream."""
     frame = pb.Frame(session=session)
     piece = frame.stream_data
     piece.stream = stream
     piece.offset = offset
-    return pack(frame, *parts)
+    return framed(frame, *parts)
 
 
 def parcel_message(parcel: Parcel) -> pb.Parcel:

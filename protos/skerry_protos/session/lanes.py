@@ -1,7 +1,8 @@
 """What waits to be sent, by priority, and the one task that puts it on the wire.
 
 Control frames go first, then streams and blobs, each by turns, so that neither a stalled stream nor
-a huge blob holds anyone. Data is cut into packets only when the wire has room for the next one.
+a huge blob holds anyone. Data is cut into frames only when the wire has room for the next packet,
+and small frames share one: what a packet costs on the way is more than what is in it.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from typing import Final, Protocol
 from skerry_protos.errors import LinkError
 from skerry_protos.partials import STEP
 from skerry_protos.seams import Wire
-from skerry_protos.session.frames import OVERHEAD, pack
+from skerry_protos.session.frames import FRAMES, OVERHEAD, Buffer, framed
 from skerry_protos.v1 import fleet_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,10 @@ ACKS: Final = 64
 STREAM_TURNS: Final = 8
 """Stream packets sent for one blob chunk while both wait."""
 SLACK: Final = 256
+BATCH: Final = 256 * 1024
+"""Small frames share a packet up to about this size, where the wire takes it."""
+PIECE: Final = 2
+"""Chunks in the largest piece of a stream on a reliable wire."""
 SMALLEST_CHUNK: Final = 8 * 1024
 CUTS: Final = 2
 """Wires in a row that were cut before one chunk had crossed: then chunks become half as large."""
@@ -33,12 +38,12 @@ RECOVERED: Final = 8 * 1024**2
 
 
 class Source(Protocol):
-    """Something that has packets to send when asked."""
+    """Something that has frames to send when asked."""
 
     waiting: bool  # in a lane now; kept by Lanes
 
-    def next_packet(self) -> bytes | None:
-        """Return the next packet, or None when there is nothing to send now."""
+    def next_parts(self) -> list[Buffer] | None:
+        """Return the parts of the next frame, or None when there is nothing to send now."""
         ...
 
 
@@ -126,12 +131,13 @@ class Lanes:
 
     @property
     def piece(self) -> int:
-        """The most bytes of a stream that a packet carries now: a chunk and a message's length.
+        """The most bytes of a stream in one frame now: a chunk or two, and a message's length.
 
         So a message of exactly a chunk, which is what people send, goes in one packet.
         """
         chunk = self.chunk
-        return max(chunk, min(chunk + SLACK, self.max_packet - OVERHEAD))
+        most = chunk * PIECE if self.reliable else chunk
+        return max(chunk, min(most + SLACK, self.max_packet - OVERHEAD))
 
     def control(self, key: object, frame: pb.Frame) -> None:
         """Send a frame before all data; it replaces one with the same key that still waits."""
@@ -171,7 +177,7 @@ class Lanes:
         loop = asyncio.get_running_loop()
         try:
             while self.wire is wire:
-                packet = self._next()
+                packet = self._gather()
                 if packet is None:
                     self._sleeping = loop.create_future()
                     await self._sleeping
@@ -185,36 +191,66 @@ class Lanes:
             log.exception("a session could not send")
             self._on_broken(f"sending failed: {type(error).__name__}: {error}")
 
-    def _next(self) -> bytes | None:
+    def _gather(self) -> bytes | None:
+        """Return the next packet: what waits, as far as it fits; None when nothing does."""
+        parts: list[Buffer] = []
+        room = self.max_packet
+        least = self.piece + OVERHEAD  # any piece fits while there is so much room
+        enough = max(room - BATCH, 0) if self.reliable else 0
+        count = 0
+        while room > enough and count < FRAMES // 2:
+            found = self._control_parts(room, alone=not parts)
+            if found is None:
+                if self._control or self._acks or (parts and room < least):
+                    break  # what is next does not fit
+                found = self._data_parts()
+            if found is None:
+                if self._control or self._acks:
+                    continue  # a stream that was asked for data answered with its end
+                break
+            parts += found
+            room -= sum(map(len, found))
+            count += 1
+        return b"".join(parts) if parts else None
+
+    def _control_parts(self, room: int, *, alone: bool) -> list[Buffer] | None:
+        """Return the next control frame, if it fits in `room`."""
         if self._acks:
             parcels = list(self._acks)[:ACKS]
+            frame = pb.Frame(session=self.number, ack=pb.Ack(parcels=parcels))
+            if not alone and frame.ByteSize() + OVERHEAD > room:
+                return None
             for parcel in parcels:
                 del self._acks[parcel]
-            return pack(pb.Frame(session=self.number, ack=pb.Ack(parcels=parcels)))
+            return framed(frame)
         if self._control:
-            frame = self._control.pop(next(iter(self._control)))
+            key, frame = next(iter(self._control.items()))
+            if not alone and frame.ByteSize() + OVERHEAD > room:
+                return None
+            del self._control[key]
             frame.session = self.number
-            return pack(frame)
-        if self._streams and (self._turns < STREAM_TURNS or not self._blobs):
-            packet = self._turn(self._streams)
-            if packet is not None:
-                self._turns += 1
-                return packet
-        self._turns = 0
-        packet = self._turn(self._blobs) or self._turn(self._streams)
-        if packet is None and (self._control or self._acks):
-            return self._next()  # a stream that was asked for data answered with its end
-        return packet
+            return framed(frame)
+        return None
 
-    def _turn(self, lane: deque[Source]) -> bytes | None:
-        """Return a packet of the next source that has one."""
+    def _data_parts(self) -> list[Buffer] | None:
+        """Return a piece of the next stream or blob."""
+        if self._streams and (self._turns < STREAM_TURNS or not self._blobs):
+            parts = self._turn(self._streams)
+            if parts is not None:
+                self._turns += 1
+                return parts
+        self._turns = 0
+        return self._turn(self._blobs) or self._turn(self._streams)
+
+    def _turn(self, lane: deque[Source]) -> list[Buffer] | None:
+        """Return what the next source of a lane that has something sends."""
         while lane:
             source = lane.popleft()
             source.waiting = False
-            packet = source.next_packet()
-            if packet is not None:
+            parts = source.next_parts()
+            if parts is not None:
                 if not source.waiting:
                     source.waiting = True
                     lane.append(source)
-                return packet
+                return parts
         return None

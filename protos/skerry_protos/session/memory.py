@@ -139,6 +139,11 @@ class MemoryEnd:
             await way.readable.wait()
         raise LinkError("the wire was cut")
 
+    async def read(self, take: Callable[[bytes], None]) -> None:
+        """Hand over every packet from now on; raise LinkError once the wire is cut."""
+        while True:
+            take(await self.receive())
+
     def finish(self) -> None:
         """Close the wire; what was sent this way can still be read at the other end."""
         self._outward.finished = True

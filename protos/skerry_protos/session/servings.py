@@ -8,7 +8,7 @@ from typing import Final
 from skerry_protos.errors import PeerError
 from skerry_protos.partials import STEP
 from skerry_protos.seams import Blobs
-from skerry_protos.session.frames import chunk_packet, pack, read_digest
+from skerry_protos.session.frames import Buffer, chunk_parts, framed, read_digest
 from skerry_protos.session.lanes import Lanes
 from skerry_protos.session.limits import Limits
 from skerry_protos.v1 import fleet_pb2 as pb
@@ -30,8 +30,8 @@ class _Serving:
         self.wanted: dict[int, int] = {}  # offset: bytes, in the order asked for
         self._lanes = lanes
 
-    def next_packet(self) -> bytes | None:
-        """Return the packet of the next chunk; a chunk larger than the wire takes goes in parts."""
+    def next_parts(self) -> list[Buffer] | None:
+        """Return the next chunk; one larger than the wire takes goes in several."""
         if not self.wanted:
             return None
         offset = next(iter(self.wanted))
@@ -46,12 +46,12 @@ class _Serving:
             return self._absent(error.strerror or str(error))
         if len(data) < size:
             return self._absent("its file became shorter")
-        return chunk_packet(self._lanes.number, self.digest, offset, data)
+        return chunk_parts(self._lanes.number, self.digest, offset, data)
 
-    def _absent(self, why: str) -> bytes:
+    def _absent(self, why: str) -> list[Buffer]:
         self.wanted.clear()
         absent = pb.BlobAbsent(digest=self.digest, message=f"a blob cannot be read: {why}")
-        return pack(pb.Frame(session=self._lanes.number, blob_absent=absent))
+        return framed(pb.Frame(session=self._lanes.number, blob_absent=absent))
 
 
 class Servings:

@@ -14,7 +14,7 @@ from skerry_protos.errors import (
     SkerryError,
 )
 from skerry_protos.session.flows import Inflowing, Outflow
-from skerry_protos.session.frames import TEXT_LIMIT, data_packet
+from skerry_protos.session.frames import TEXT_LIMIT, Buffer, stream_parts
 from skerry_protos.session.lanes import SMALLEST_CHUNK, Lanes
 from skerry_protos.session.limits import Limits
 from skerry_protos.session.timing import RoundTrip
@@ -197,7 +197,7 @@ class LiveStream:
 
     # --- out
 
-    def next_packet(self) -> bytes | None:
+    def next_parts(self) -> list[Buffer] | None:
         """Return the next piece to send; see lanes.Source."""
         if self.error is not None or self._paused:
             return None
@@ -210,7 +210,7 @@ class LiveStream:
                 size = min(end - start, lanes.piece)
                 if start + size < end:
                     self._repair = (start + size, end)
-                return data_packet(lanes.number, self.number, start, *out.read(start, size))
+                return stream_parts(lanes.number, self.number, start, *out.read(start, size))
         piece = lanes.piece
         end = min(out.written, self._credit)
         if not lanes.reliable:
@@ -223,7 +223,7 @@ class LiveStream:
                 if self._timed is None:
                     self._timed = (self._sent, self._loop.time())
                 self._arm()
-            return data_packet(lanes.number, self.number, start, *out.read(start, size))
+            return stream_parts(lanes.number, self.number, start, *out.read(start, size))
         if self._ending and not self._end_sent and self._sent == out.written:
             self._send_end()
         return None
