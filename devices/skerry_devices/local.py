@@ -59,12 +59,15 @@ def plan_devices(count: int, link: str, *, profile: str = "generic") -> list[Dev
 
 
 class LocalFleet:
-    """A coordinator and agents under one folder; leaving the block stops them all."""
+    """A coordinator and agents under one folder; leaving the block stops them all.
 
-    def __init__(self, home: Path, *, arguments: Sequence[str] = ()) -> None:
+    One that is `lasting` is found again in the same folder: its ports stay what they were.
+    """
+
+    def __init__(self, home: Path, *, lasting: bool = False) -> None:
         self.home = home
         self.children = Children()
-        self._arguments = arguments
+        self._lasting = lasting
         self._context: Context | None = None
 
     def __enter__(self) -> Self:
@@ -91,11 +94,14 @@ class LocalFleet:
     def start(self) -> Context:
         """Start the coordinator and return when it is ready."""
         home = self.home / "coordinator"
-        keep_ports(home / "coordinator.toml")
+        arguments = ["--http-port", "0", "--grpc-port", "0", "--mqtt-port", "0"]
+        if self._lasting:
+            keep_ports(home / "coordinator.toml")
+            arguments.clear()
         ready = home / "coordinator.json"
         child = self.children.start(
             "the coordinator",
-            [sys.executable, "-m", "skerry_cloud", "--home", str(home), *self._arguments],
+            [sys.executable, "-m", "skerry_cloud", "--home", str(home), *arguments],
             log=self.home / "coordinator.log",
         )
 

@@ -5,6 +5,7 @@ waited for, because the run goes on without us.
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,16 +37,16 @@ class RunFailedError(RejectedError):
 
 def follow_run(client: Client, run: str, output: Format, *, timeout_s: float = 0.0) -> Story:
     """Show a run until it ends and return its story; raise RunFailedError when it ended badly."""
-    began = time.monotonic()
+    until = time.monotonic() + timeout_s if timeout_s else math.inf
     live = output is Format.TABLE and sys.stdout.isatty()
     with _view(run, output, live=live) as show:
         story = Story()
-        for events in journal(client, run, poll_s=LIVE_POLL_S if live else POLL_S):
+        for events in journal(client, run, poll_s=LIVE_POLL_S if live else POLL_S, until=until):
             story.tell(events)
             show(story, events, waiting_of(client, run) if live and not story.ended else None)
             if story.ended:
                 break
-            if timeout_s and time.monotonic() - began > timeout_s:
+            if time.monotonic() >= until:
                 raise DeadlineError(
                     f"{run} did not end within {timeout_s:g} s; it goes on",
                     hint=f"skerry runs watch {run}",
@@ -57,12 +58,15 @@ def follow_run(client: Client, run: str, output: Format, *, timeout_s: float = 0
     return story
 
 
-def journal(client: Client, run: str, *, poll_s: float) -> Iterator[list[dict[str, Any]]]:
+def journal(
+    client: Client, run: str, *, poll_s: float, until: float
+) -> Iterator[list[dict[str, Any]]]:
     """Yield a run's events as they come, and an empty list when none came for a while."""
     after, away_since = 0, 0.0
     while True:
         try:
-            events = client.items(at("runs", run, "events"), after=after, wait_s=poll_s)
+            wait_s = max(0.0, min(poll_s, until - time.monotonic()))
+            events = client.items(at("runs", run, "events"), after=after, wait_s=wait_s)
         except LinkError:
             away_since = away_since or time.monotonic()
             if time.monotonic() - away_since > AWAY_S:

@@ -32,7 +32,7 @@ def up(
     from skerry_devices.signals import interruptible
 
     plans = plan_devices(devices, link, profile=profile)
-    with interruptible(), LocalFleet(home.expanduser()) as fleet:
+    with interruptible(), LocalFleet(home.expanduser(), lasting=True) as fleet:
         typer.echo("starting the coordinator …")
         contexts.keep(context, fleet.start(), use=True)
         typer.echo(f"coordinator  {fleet.context.url}  (context {context!r})")
