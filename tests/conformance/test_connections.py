@@ -49,11 +49,18 @@ async def test_a_device_survives_many_cuts(harness: Harness) -> None:
     assert len(harness.gate.parcels) == 5
 
 
+def _speaks(monkeypatch: pytest.MonkeyPatch, protocol: ProtocolVersion) -> None:
+    """Have devices say that they speak another version."""
+    defaults = handshake.hello.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "protocol", protocol)
+
+
 async def test_a_newer_agent_is_refused_with_what_to_do(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newer = ProtocolVersion(PROTOCOL.major, PROTOCOL.minor + 1)
-    monkeypatch.setitem(handshake.hello.__kwdefaults__, "protocol", newer)
+    _speaks(monkeypatch, newer)
     device = await harness.device(connected=False)
     await until(lambda: bool(device.refusals), "it is refused")
     refusal = device.refusals[0]
@@ -67,7 +74,7 @@ async def test_an_agent_one_minor_older_works(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older = ProtocolVersion(PROTOCOL.major, PROTOCOL.minor - 1)
-    monkeypatch.setitem(handshake.hello.__kwdefaults__, "protocol", older)
+    _speaks(monkeypatch, older)
     device = await harness.device()
     await device.link.deliver(parcel())
     assert not device.refusals
@@ -178,7 +185,7 @@ async def test_a_quiet_connection_stays(opened: Opened) -> None:
 async def test_a_coordinator_without_an_answer_from_its_registry_says_try_later(
     harness: Harness,
 ) -> None:
-    harness.gate.refusals = None  # type: ignore[assignment] - so that admit raises
+    harness.gate.refusals = None  # type: ignore[assignment]
     device = await harness.device(connected=False)
     await until(lambda: bool(device.refusals), "it is refused for now")
     assert device.refusals[0].code == RefusalCode.BUSY

@@ -20,7 +20,7 @@ from skerry_protos.messages import BlobRef, DeviceId, Digest
 from skerry_protos.mqtt import FRAME, PACKET, Address, BrokerConnection, connect
 from skerry_protos.partials import STEP
 from skerry_protos.seams import Blobs
-from skerry_protos.session import Inflow, Limits, chunk_packet, unpack
+from skerry_protos.session import Inflow, Limits, chunk_packet, unpack_all
 from skerry_protos.session.handshake import refusal
 from skerry_protos.topics import COORDINATOR, STATUS, UP_ALL, cast, down, sender
 from skerry_protos.v1 import fleet_pb2 as pb
@@ -190,17 +190,16 @@ class MqttFleet(Sessions):
                 self._spawn(self.leave(visit, "the device left the broker"))
             return
         try:
-            frame, data = unpack(packet)
+            for frame, data in unpack_all(packet):
+                if frame.HasField("hello"):
+                    self._hello(device, packet)
+                elif visit is not None:
+                    visit.take(frame, data)
+                else:
+                    self._stranger(device, frame.session)
         except PeerError as error:
             if visit is not None:
                 visit.broke(error)
-            return
-        if frame.HasField("hello"):
-            self._hello(device, packet)
-        elif visit is not None:
-            visit.take(frame, data)
-        else:
-            self._stranger(device, frame.session)
 
     def _hello(self, device: DeviceId, packet: bytes) -> None:
         """Greet one Hello of a device at a time; of those that come meanwhile, the last."""

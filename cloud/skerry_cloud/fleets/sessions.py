@@ -14,7 +14,7 @@ from pathlib import Path
 from skerry_protos.errors import LinkError, PeerError, RefusalCode, RefusedError
 from skerry_protos.messages import BlobRef, DeviceId, Digest, Parcel
 from skerry_protos.seams import Blobs, Stream, Wire
-from skerry_protos.session import Inflow, Limits, Session, Side, pack, unpack
+from skerry_protos.session import Inflow, Limits, Session, Side, pack, unpack, unpack_all
 from skerry_protos.session.handshake import Greeting, read_hello, refusal, welcome
 from skerry_protos.v1 import fleet_pb2 as pb
 
@@ -67,11 +67,10 @@ class Visit:
         if self.over:
             return
         try:
-            frame, data = unpack(packet)
+            for frame, data in unpack_all(packet):
+                self.take(frame, data)
         except PeerError as error:
             self.broke(error)
-        else:
-            self.take(frame, data)
 
     def take(self, frame: pb.Frame, data: memoryview) -> None:
         """Take an unpacked packet of this device; cut the wire when it is malformed."""
