@@ -154,8 +154,9 @@ def _open(source: io.BytesIO | Path) -> tuple[Manifest, dict[str, bytes]]:
         with zipfile.ZipFile(source) as archive:
             _check_entries(archive.infolist())
             files = {entry.filename: archive.read(entry) for entry in archive.infolist()}
-    # What zipfile raises for a malformed archive.
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError) as error:
+    except TrustError:
+        raise
+    except Exception as error:  # zipfile raises a dozen kinds for a malformed archive
         raise TrustError(f"the bundle is not a readable zip: {error}") from error
     if len(files.get(MANIFEST, b"")) > _MANIFEST_LIMIT or MANIFEST not in files:
         raise TrustError(f"the bundle has no proper {MANIFEST}")
@@ -182,6 +183,8 @@ def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
         _check_path(entry.filename, reserved=False)
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise TrustError(f"the bundle's {entry.filename!r} is compressed")
+        if entry.flag_bits & 0x1:
+            raise TrustError(f"the bundle's {entry.filename!r} is encrypted")
         if stat.S_IFMT(entry.external_attr >> 16) not in {0, stat.S_IFREG}:
             raise TrustError(f"the bundle's {entry.filename!r} is not a plain file")
         # One name on a file system that folds case or normalises.

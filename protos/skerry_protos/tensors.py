@@ -262,7 +262,7 @@ def from_npy(data: bytes | memoryview) -> Tensor | None:
         if version != (1, 0):
             return None
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(head)
-    except ValueError as error:
+    except Exception as error:  # numpy's reader lets through what tokenize and ast raise
         raise PeerError(f"not an .npy file: {error}") from error
     if (fortran and len(shape) > 1) or dtype.str not in _DTYPE:
         return None

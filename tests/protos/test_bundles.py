@@ -126,6 +126,14 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
         bundles.sign(made.getvalue(), KEY.sign)
 
 
+def test_an_encrypted_entry_is_refused() -> None:
+    data = bytearray(packed())
+    at = data.rindex(b"PK\x01\x02")  # the last file's entry in the directory
+    data[at + 8] |= 1
+    with pytest.raises(TrustError, match="encrypted"):
+        bundles.inspect(bytes(data))
+
+
 def test_a_compressed_bomb_is_refused() -> None:
     files = {"x": bytes(10_000_000)}
     bomb = archive({"manifest.json": manifest_of(files), **files}, zipfile.ZIP_DEFLATED)

@@ -111,3 +111,12 @@ def test_bfloat16_keeps_its_bits_and_its_nans_are_found() -> None:
     assert not Tensor.of_bits(DType.BFLOAT16, np.array([0x7FC0], dtype=np.uint16)).finite()
     with pytest.raises(TypeError):
         Tensor.of_bits(DType.BFLOAT16, np.zeros(2, dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    "header", [b"{'descr': '<f4&, '  \n", b"{" * 60, b"\x00" * 20, b"{'a': (1,"]
+)
+def test_an_npy_header_that_is_no_python_is_refused(header: bytes) -> None:
+    # numpy's reader lets a TokenError through (found by fuzzing).
+    with pytest.raises(PeerError):
+        from_npy(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
