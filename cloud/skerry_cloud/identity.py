@@ -6,10 +6,7 @@ ed25519 key that signs the bundles devices run. Nothing here touches the databas
 certificate is decided in store/devices.py.
 """
 
-import hashlib
-import ipaddress
 import re
-import socket
 import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +23,14 @@ from skerry_protos.errors import ConfigError, RejectedError
 from skerry_protos.messages import DEVICE_ID_PATTERN, DeviceId
 from skerry_protos.tokens import CSR_LIMIT, fingerprint, renewal_message
 
+from skerry_cloud.certificates import (
+    key_fingerprint,
+    key_usage,
+    named,
+    private_pem,
+    requested_key,
+    server_names,
+)
 from skerry_cloud.files import write_private
 
 COORDINATOR = "skerry-coordinator"
@@ -148,7 +153,7 @@ class Authority:
 
     def requested(self, csr_pem: str) -> str:
         """Return the fingerprint of the key that signed a request, or raise RejectedError."""
-        return key_fingerprint(_requested_key(csr_pem))
+        return key_fingerprint(requested_key(csr_pem))
 
     def issue(self, device: DeviceId, csr_pem: str, now: float) -> Issued:
         """Return a certificate for `device` and the key that signed the request.
@@ -156,7 +161,7 @@ class Authority:
         Raise RejectedError for a request that is too large, damaged, unsigned or of another kind
         of key. What the request says of its subject is ignored.
         """
-        public = _requested_key(csr_pem)
+        public = requested_key(csr_pem)
         # No later than our own end, and from whole seconds: a certificate holds nothing finer.
         begin = datetime.fromtimestamp(int(now), UTC)
         end = min(begin + self._device_life, self._certificate.not_valid_after_utc)
@@ -183,7 +188,7 @@ class Authority:
             certificate=folder / "server.pem",
             key=folder / "server.key",
         )
-        names = _server_names(hosts)
+        names = server_names(hosts)
         if not self._still_good(made, names):
             key = ec.generate_private_key(ec.SECP256R1())
             begin = datetime.now(UTC) - BACKDATED
@@ -198,7 +203,7 @@ class Authority:
             # The certificate goes first: a crash between the two leaves a pair that does not fit,
             # which the next start sees and makes again.
             write_private(made.certificate, certificate.public_bytes(serialization.Encoding.PEM))
-            write_private(made.key, _private_pem(key))
+            write_private(made.key, private_pem(key))
         return made
 
     def prove_renewal(
@@ -239,14 +244,14 @@ class Authority:
     ) -> x509.CertificateBuilder:
         return (
             x509.CertificateBuilder()
-            .subject_name(_named(name))
+            .subject_name(named(name))
             .issuer_name(self._certificate.subject)
             .public_key(public)
             .serial_number(x509.random_serial_number())
             .not_valid_before(begin)
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(signs_certificates=False), critical=True)
+            .add_extension(key_usage(signs_certificates=False), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
@@ -280,32 +285,6 @@ def device_name(name: str) -> DeviceId:
     return DeviceId(name)
 
 
-def key_fingerprint(public: ec.EllipticCurvePublicKey) -> str:
-    """Return the SHA-256 of a public key, hexadecimal."""
-    der = public.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return hashlib.sha256(der).hexdigest()
-
-
-def _requested_key(csr_pem: str) -> ec.EllipticCurvePublicKey:
-    if len(csr_pem) > CSR_LIMIT:
-        raise RejectedError("csr", f"the certificate request is larger than {CSR_LIMIT} bytes")
-    try:
-        csr = x509.load_pem_x509_csr(csr_pem.encode())
-        public = csr.public_key()
-        proved = isinstance(public, ec.EllipticCurvePublicKey) and csr.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise RejectedError("csr", "the certificate request is damaged") from error
-    if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(
-        public.curve, ec.SECP256R1 | ec.SECP384R1
-    ):
-        raise RejectedError("csr", "the certificate request's key must be P-256 or P-384")
-    if not proved:
-        raise RejectedError("csr", "the certificate request's signature is wrong")
-    return public
-
-
 def _make_authority(folder: Path) -> None:
     """Make what is missing of keys and certificate; ca.pem comes last.
 
@@ -313,15 +292,15 @@ def _make_authority(folder: Path) -> None:
     made again with the same name and key, so that devices that hold the old one still trust us.
     """
     if not (folder / "ca.key").exists():
-        write_private(folder / "ca.key", _private_pem(ec.generate_private_key(ec.SECP256R1())))
+        write_private(folder / "ca.key", private_pem(ec.generate_private_key(ec.SECP256R1())))
     if not (folder / "bundle.key").exists():
         signer = ed25519.Ed25519PrivateKey.generate()
-        write_private(folder / "bundle.key", _private_pem(signer))
+        write_private(folder / "bundle.key", private_pem(signer))
     key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{folder}/ca.key is not an elliptic-curve key", hint="move it away")
     begin = datetime.now(UTC) - BACKDATED
-    name = _named(f"Skerry authority {key_fingerprint(key.public_key())[:16]}")
+    name = named(f"Skerry authority {key_fingerprint(key.public_key())[:16]}")
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -331,50 +310,8 @@ def _make_authority(folder: Path) -> None:
         .not_valid_before(begin)
         .not_valid_after(begin + AUTHORITY_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .add_extension(key_usage(signs_certificates=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     write_private(folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM))
-
-
-def _private_pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-
-
-def _named(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-
-
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _server_names(hosts: Iterable[str]) -> list[x509.GeneralName]:
-    """Return the names clients may call us by: loopback, this machine's, and `hosts`."""
-    wanted = ["localhost", "127.0.0.1", "::1", socket.gethostname(), *hosts]
-    names: list[x509.GeneralName] = []
-    for host in dict.fromkeys(wanted):
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            if re.fullmatch(r"[A-Za-z0-9._-]{1,253}", host):
-                names.append(x509.DNSName(host))
-        else:
-            if not address.is_unspecified:
-                names.append(x509.IPAddress(address))
-    return names

@@ -8,15 +8,12 @@ cost one commit. Replies, progress and streams are handed to `Work` (the runs).
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import sqlalchemy as sa
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import DecodeError
 from skerry_protos.errors import (
     RefusalCode,
     RefusedError,
@@ -26,7 +23,6 @@ from skerry_protos.errors import (
 )
 from skerry_protos.messages import DeviceId, Parcel, ParcelId, ParcelKind, new_id
 from skerry_protos.seams import Stream
-from skerry_protos.v1.work_pb2 import Heartbeat, LogLines
 
 from skerry_cloud.fleets import Fleet
 from skerry_cloud.identity import Authority
@@ -34,6 +30,7 @@ from skerry_cloud.selectors import Selector
 from skerry_cloud.store import Store, StoreError, tables
 from skerry_cloud.store import devices as kept
 from skerry_cloud.store.devices import Device
+from skerry_cloud.telemetry import heartbeat_json, log_rows, printable
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +39,6 @@ FLUSH_S = 2.0
 ACCEPT_PATIENCE_S = 10.0
 """How long an arriving parcel waits for a full disk before the device has to send it again."""
 CERTIFICATE_DEADLINE_S = 3600.0
-LINES_LIMIT = 500
-"""Most log lines that are taken from one parcel."""
 
 
 class Work(Protocol):
@@ -370,42 +365,6 @@ class Registry:
         except BaseException:
             self._changed |= changed
             raise
-
-
-def heartbeat_json(body: bytes) -> dict[str, Any]:
-    """Return a heartbeat as JSON, or raise RejectedError."""
-    try:
-        message = Heartbeat.FromString(body)
-    except DecodeError as error:
-        raise RejectedError(RejectCode.MALFORMED, "the heartbeat cannot be read") from error
-    found: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
-    # protobuf's JSON writes 64-bit numbers as text, and NaN as a word.
-    for name in ("memory_total_bytes", "memory_available_bytes", "disk_free_bytes"):
-        if name in found:
-            found[name] = int(found[name])
-    return {name: value for name, value in found.items() if value not in ("NaN", "Infinity")}
-
-
-def log_rows(body: bytes) -> list[dict[str, object]]:
-    """Return a log parcel's lines as rows, bounded, or raise RejectedError."""
-    try:
-        message = LogLines.FromString(body)
-    except DecodeError as error:
-        raise RejectedError(RejectCode.MALFORMED, "the log lines cannot be read") from error
-    return [
-        {
-            "at": line.unix_time_s if math.isfinite(line.unix_time_s) else time.time(),
-            "source": printable(message.source, 16),
-            "level": printable(line.level, 16),
-            "text": printable(line.text, kept.LOG_TEXT_LIMIT),
-        }
-        for line in message.lines[:LINES_LIMIT]
-    ]
-
-
-def printable(text: str, limit: int) -> str:
-    """Return what may be kept and shown of a device's text: no control characters, bounded."""
-    return "".join(one if one.isprintable() or one == "\t" else " " for one in text[:limit])
 
 
 def _revoked(device: DeviceId) -> RefusedError:

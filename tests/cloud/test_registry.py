@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skerry_cloud import registry as registries
 from skerry_cloud.identity import Authority
-from skerry_cloud.registry import Registry, heartbeat_json, log_rows
+from skerry_cloud.registry import Registry
 from skerry_cloud.selectors import parse
 from skerry_cloud.store import Store, tables
 from skerry_cloud.store import devices as kept
+from skerry_cloud.telemetry import LINES_LIMIT, LOG_TEXT_LIMIT, heartbeat_json, log_rows
 from skerry_protos.errors import RefusedError, RejectedError
 from skerry_protos.messages import DeviceId, Parcel, ParcelId, ParcelKind, RunId
 from skerry_protos.v1.work_pb2 import Heartbeat, LogLine, LogLines
@@ -47,9 +48,14 @@ def labour() -> Labour:
 
 @pytest.fixture
 async def registry(
-    sqlite_store: Store, authority: Authority, harbour: Harbour, labour: Labour
+    sqlite_store: Store,
+    authority: Authority,
+    harbour: Harbour,
+    labour: Labour,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Registry]:
-    """Return a registry with two devices."""
+    """Return a registry with two devices, which writes presence when the test says so."""
+    monkeypatch.setattr(registries, "FLUSH_S", 3600.0)
 
     def enrol(connection: sa.Connection) -> None:
         for number, device in enumerate((PI, JET)):
@@ -66,13 +72,6 @@ async def registry(
 def parcel(kind: str, body: bytes = b"", number: int = 1) -> Parcel:
     """Return a parcel of a device."""
     return Parcel(id=ParcelId(f"p{number}"), kind=kind, run=RunId("r"), body=body)
-
-
-async def until(holds: Callable[[], bool], within_s: float = 10.0) -> None:
-    """Wait until a claim holds."""
-    async with asyncio.timeout(within_s):
-        while not holds():  # noqa: ASYNC110 - any state may be waited for
-            await asyncio.sleep(0.01)
 
 
 async def test_only_enrolled_devices_that_are_not_revoked_are_admitted(registry: Registry) -> None:
@@ -144,7 +143,7 @@ async def test_presence_is_known_at_once_and_written_behind(
     assert (online.id, online.ready, online.transport) == (PI, True, "grpc")
     assert online.heartbeat["memory_total_bytes"] == 2**33
     assert online.capabilities == {"cpu", "torch"}
-    await until(lambda: writes > 0, registries.FLUSH_S + 5)
+    await registry._flush(patience_s=0.0)
     assert writes == 1
 
     async def written() -> kept.Device | None:
@@ -153,6 +152,25 @@ async def test_presence_is_known_at_once_and_written_behind(
     row = await written()
     assert row is not None
     assert (row.connected, row.heartbeat["load1"], row.agent_version) == (True, 0.5, "0.1.0")
+
+
+async def test_presence_is_written_behind_by_itself(
+    registry: Registry,
+    sqlite_store: Store,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registries, "FLUSH_S", 0.05)
+    async with Registry(store=sqlite_store, authority=authority) as other:
+        await other.present(PI, "grpc")
+        async with asyncio.timeout(20):
+            while True:
+                row = await sqlite_store.read(lambda c: kept.find(c, PI))
+                if row is not None and row.connected:
+                    break
+    row = await sqlite_store.read(lambda c: kept.find(c, PI))
+    assert row is not None
+    assert not row.connected  # an orderly stop says so too
 
 
 async def test_absence_on_one_transport_does_not_hide_presence_on_another(
@@ -258,9 +276,9 @@ async def test_log_lines_are_acknowledged_once_they_are_kept_and_kept_once(
     for _ in range(2):
         await registry.accept(PI, parcel(ParcelKind.LOG, body))
     rows = await sqlite_store.read(lambda c: kept.log_lines(c, PI, after=0, limit=9999))
-    assert len(rows) == registries.LINES_LIMIT
+    assert len(rows) == LINES_LIMIT
     assert rows[0]["text"].startswith("a bc")
-    assert len(rows[0]["text"]) == kept.LOG_TEXT_LIMIT
+    assert len(rows[0]["text"]) == LOG_TEXT_LIMIT
     assert abs(rows[0]["at"] - time.time()) < 60
 
 

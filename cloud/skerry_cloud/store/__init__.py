@@ -3,6 +3,7 @@
 Start at engine.py; tables.py says what is kept, migrations/ how older databases become this one.
 """
 
-from skerry_cloud.store.engine import FullDiskError, Store, StoreError
+from skerry_cloud.store.databases import FullDiskError, StoreError
+from skerry_cloud.store.engine import Store
 
 __all__ = ["FullDiskError", "Store", "StoreError"]

@@ -21,7 +21,6 @@ from skerry_cloud.store.tables import certificates, devices, labels
 
 LOGS_KEPT = 2000
 """Log lines kept of each device."""
-LOG_TEXT_LIMIT = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

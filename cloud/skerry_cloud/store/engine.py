@@ -9,17 +9,26 @@ its effect is on disk.
 import asyncio
 import logging
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import sqlalchemy as sa
-from skerry_protos.errors import ConfigError, SkerryError
+from skerry_protos.errors import SkerryError
 
+from skerry_cloud.store.databases import (
+    READERS,
+    FullDiskError,
+    StoreError,
+    UnreachableError,
+    database_url,
+    engine_for,
+    fatal,
+    is_lost,
+    translated,
+)
 from skerry_cloud.store.migrate import migrate
 
 log = logging.getLogger(__name__)
@@ -28,28 +37,8 @@ T = TypeVar("T")
 
 GROUP_LIMIT = 100
 """Most functions that share one commit."""
-READERS = 4
-BUSY_TIMEOUT_S = 10.0
 PATIENCE_S = 3600.0
 """How long `write` waits for space on a full disk (or for the database server) by default."""
-
-
-class StoreError(SkerryError):
-    """The database failed; what was not acknowledged was not kept."""
-
-    code = "store"
-
-
-class FullDiskError(StoreError):
-    """There is no space left for the database: free some, nothing that was accepted is lost."""
-
-    code = "disk-full"
-
-
-class UnreachableError(StoreError):
-    """The database server does not answer; nothing of the transaction was kept."""
-
-    code = "store-unreachable"
 
 
 @dataclass(slots=True)
@@ -71,7 +60,7 @@ class _Job:
             with connection.begin_nested():
                 self.run(connection)
         except Exception as error:
-            if _fatal(error):
+            if fatal(error):
                 raise
             self.error = error
 
@@ -88,8 +77,8 @@ class Store:
 
     def __init__(self, url: sa.URL) -> None:
         self.url = url
-        self._writer = _engine(url, writes=True)
-        self._reader = _engine(url, writes=False)
+        self._writer = engine_for(url, writes=True)
+        self._reader = engine_for(url, writes=False)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
         self._closed = False
@@ -107,7 +96,7 @@ class Store:
             raise
         except (sa.exc.SQLAlchemyError, OSError) as error:
             store._dispose()
-            raise _translated(error, store.shown) from error
+            raise translated(error, store.shown) from error
         store._thread.start()
         return store
 
@@ -188,7 +177,7 @@ class Store:
             with self._reader.connect() as connection:
                 return function(connection)
         except sa.exc.OperationalError as error:
-            raise _translated(error, self.shown) from error
+            raise translated(error, self.shown) from error
 
     def _work(self) -> None:
         """Take what is queued and commit it together, until told to stop."""
@@ -218,13 +207,13 @@ class Store:
             try:
                 self._transact(jobs, _Job.run)
             except Exception as error:
-                if len(jobs) == 1 or _fatal(error):
+                if len(jobs) == 1 or fatal(error):
                     raise
                 self._transact(jobs, _Job.run_apart)
         except Exception as error:  # noqa: BLE001 - the writer's thread must outlive any failure
-            translated = _translated(error, self.shown)
+            failure = translated(error, self.shown)
             for job in jobs:
-                job.future.set_exception(translated)
+                job.future.set_exception(failure)
         else:
             for job in jobs:
                 job.settle()
@@ -236,133 +225,10 @@ class Store:
             try:
                 transaction.commit()
             except sa.exc.DBAPIError as error:
-                if _lost(error):
+                if is_lost(error):
                     raise StoreError(
                         f"the database {self.shown} went away during a commit: "
                         "whether it was kept is not known",
                         hint="look before doing it again",
                     ) from error
                 raise
-
-
-def database_url(url: str) -> sa.URL:
-    """Return a URL with the driver we use, or raise ConfigError."""
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise ConfigError(
-            f"no database URL: {url!r}",
-            hint="use sqlite:////path/to/file.db or postgresql://user:password@host/database",
-        ) from error
-    match parsed.drivername.partition("+")[0]:
-        case "sqlite" if parsed.database and parsed.database != ":memory:":
-            return parsed.set(drivername="sqlite+pysqlite")
-        case "postgresql" | "postgres":
-            return parsed.set(drivername="postgresql+psycopg")
-    raise ConfigError(
-        f"cannot keep state in {parsed.render_as_string(hide_password=True)!r}",
-        hint="use sqlite:////path/to/file.db or postgresql://user:password@host/database",
-    )
-
-
-def _engine(url: sa.URL, *, writes: bool) -> sa.Engine:
-    size = 1 if writes else READERS
-    if url.get_backend_name() == "sqlite":
-        return _sqlite_engine(url, size, writes=writes)
-    try:
-        return sa.create_engine(
-            url,
-            pool_size=size,
-            max_overflow=0,
-            pool_pre_ping=True,
-            connect_args={"connect_timeout": int(BUSY_TIMEOUT_S)},
-        )
-    except ImportError as error:
-        raise ConfigError(
-            "PostgreSQL needs its driver", hint="pip install 'skerry-cloud[postgres]'"
-        ) from error
-
-
-def _sqlite_engine(url: sa.URL, size: int, *, writes: bool) -> sa.Engine:
-    engine = sa.create_engine(
-        url,
-        poolclass=sa.QueuePool,
-        pool_size=size,
-        max_overflow=0,
-        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
-    )
-
-    @sa.event.listens_for(engine, "connect")
-    def configure(connection: sqlite3.Connection, _record: object) -> None:
-        # We say BEGIN ourselves: the driver's implicit one is deferred, and a deferred transaction
-        # that turns into a writing one fails with "locked" whatever the busy timeout.
-        connection.isolation_level = None
-        if writes:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA foreign_keys=ON")
-        else:
-            connection.execute("PRAGMA query_only=ON")
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
-
-
-def _fatal(error: Exception) -> bool:
-    """Return whether the whole transaction is lost, whoever's function met it."""
-    if isinstance(error, sa.exc.DBAPIError):
-        return _full(error) or _lost(error)
-    return isinstance(error, StoreError)
-
-
-def _full(error: sa.exc.DBAPIError) -> bool:
-    """Return whether the database has no space; SQLite then undoes the whole transaction."""
-    if isinstance(error.orig, sqlite3.Error):
-        code = getattr(error.orig, "sqlite_errorcode", 0)
-        return code in {
-            sqlite3.SQLITE_FULL,
-            sqlite3.SQLITE_IOERR_WRITE,
-            sqlite3.SQLITE_IOERR_SHMSIZE,
-        }
-    return getattr(error.orig, "sqlstate", "") == "53100"
-
-
-def _lost(error: sa.exc.DBAPIError) -> bool:
-    """Return whether the database server went away."""
-    return error.connection_invalidated or (
-        not isinstance(error.orig, sqlite3.Error)
-        and isinstance(error, sa.exc.OperationalError)
-        and not getattr(error.orig, "sqlstate", None)
-    )
-
-
-def _translated(error: Exception, shown: str) -> Exception:
-    """Return the error as one that says what to do next."""
-    if isinstance(error, StoreError):
-        return error
-    if isinstance(error, sa.exc.DBAPIError):
-        reason = " ".join(str(error.orig).split())[:300]
-        if _full(error):
-            return FullDiskError(
-                f"no space left for the database {shown}",
-                hint="free space there; devices and runs wait, and go on by themselves",
-            )
-        if _lost(error):
-            return UnreachableError(
-                f"the database {shown} does not answer: {reason}",
-                hint="start it, or check --database",
-            )
-        return StoreError(f"the database {shown} failed: {reason}")
-    if isinstance(error, OSError):
-        return StoreError(f"the database {shown} failed: {error}")
-    return error
-
-
-def sqlite_file(url: sa.URL) -> Path | None:
-    """Return the file of an SQLite URL, or None for a server's."""
-    if url.get_backend_name() == "sqlite" and url.database:
-        return Path(url.database)
-    return None

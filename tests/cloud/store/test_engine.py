@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from skerry_cloud.store import FullDiskError, Store, StoreError, migrate
-from skerry_cloud.store.engine import database_url
+from skerry_cloud.store.databases import database_url
 from skerry_cloud.store.tables import audit, metadata
 from skerry_protos.errors import ConfigError
 
