@@ -207,7 +207,7 @@ def router(runs: Runs) -> APIRouter:
 
     @routes.get("/runs/{run}/model", dependencies=[needs(Role.VIEWER)])
     async def model(run: Named) -> FileResponse:
-        """Return a run's model as a records file (docs/protocol.md)."""
+        """Return a run's model as a records file (docs/wire.md)."""
         found = await named(run)
         if found.model is None:
             raise ApiError(
