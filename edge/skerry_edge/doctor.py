@@ -1,7 +1,7 @@
 """skerry-agent doctor: what can keep a device from working, each checked and explained.
 
-Checks go from near to far and never disturb a running agent: a link is tried as far as TLS (and
-MQTT's CONNECT, under another client id), not to a session, which would take the agent's over.
+Checks go from near to far and never disturb a running agent: a link is tried as far as TLS, and
+a broker's welcome only while no agent runs, since a broker lets a certificate in once.
 """
 
 import contextlib
@@ -97,8 +97,9 @@ def examine(home: Path) -> Iterator[Finding]:
     except SkerryError as error:
         yield failed("link", error)
         return
+    status = read_status(home)
     for address in addresses:
-        yield link(identity, address)
+        yield link(identity, address, knock=status is None)
 
 
 def ok(check: str, says: str) -> Finding:
@@ -249,8 +250,8 @@ def unreachable(check: str, url: str, error: Exception) -> Finding:
     return Finding(check=check, verdict=Verdict.FAIL, says=says, hint=hint)
 
 
-def link(identity: Identity, address: LinkAddress) -> Finding:
-    """Say whether a link's port answers our TLS, and a broker our certificate."""
+def link(identity: Identity, address: LinkAddress, *, knock: bool) -> Finding:
+    """Say whether a link's port answers our TLS; with `knock`, whether a broker lets us in."""
     parts = urlsplit(address.url)
     secure = parts.scheme.endswith("s")
     check = f"{address.kind} link"
@@ -263,15 +264,10 @@ def link(identity: Identity, address: LinkAddress) -> Finding:
                 context.set_alpn_protocols(["h2"])
             with context.wrap_socket(plain, server_hostname=parts.hostname) as wrapped:
                 version = wrapped.version()
-        note = BROKERS.get(address.kind, _nothing)(identity, address)
+        note = BROKERS[address.kind](identity, address) if knock and address.kind in BROKERS else ""
     except (OSError, SkerryError) as error:
         return unreachable(check, address.url, error)
     return ok(check, f"{address.url} answers, {version}{note}")
-
-
-def _nothing(identity: Identity, address: LinkAddress) -> str:
-    del identity, address
-    return ""
 
 
 def _broker(identity: Identity, address: LinkAddress) -> str:
@@ -280,9 +276,9 @@ def _broker(identity: Identity, address: LinkAddress) -> str:
 
     import aiomqtt
     from skerry_protos.mqtt import Address, connect
+    from skerry_protos.topics import up
 
     parts = urlsplit(address.url)
-    name = f"{identity.device}-doctor"
 
     async def knock() -> None:
         async with asyncio.timeout(TIMEOUT_S):
@@ -290,12 +286,12 @@ def _broker(identity: Identity, address: LinkAddress) -> str:
                 Address(
                     host=parts.hostname or "",
                     port=parts.port or 8883,
-                    name=name,
+                    name=identity.device,
                     tls=identity.credentials.context(),
                 ),
                 on_message=lambda _topic, _packet: None,
                 on_lost=lambda _why: None,
-                will=aiomqtt.Will(f"skerry/v1/up/{identity.device}-doctor", b""),
+                will=aiomqtt.Will(up(identity.device), b""),
             )
             await connection.close()
 

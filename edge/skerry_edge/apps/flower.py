@@ -4,11 +4,11 @@ Public API, but for two things (FLOWER.md 2.5): `TaskIdentity`, which messages r
 `Message(metadata=…)`, which sets what a received message has.
 """
 
+import sys
 import zlib
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from sys import path as import_path
 from typing import Any
 
 from flwr.app import (
@@ -65,6 +65,10 @@ class NumpyArray(Array):  # type: ignore[misc]
         return Array, (self.dtype, self.shape, self.stype, self.data)
 
 
+# An Array's object id (a digest over its parts) begins with the name of its class.
+NumpyArray.__qualname__ = Array.__qualname__
+
+
 class FlowerApp:
     """A ClientApp and how to call it."""
 
@@ -102,8 +106,8 @@ def load(job: Job) -> FlowerApp:
     if not module or not attribute:
         reason = f'the client app is {job.entry!r}; expected "module:attribute"'
         raise AppFailure(FailureCode.LOAD, reason)
-    if job.app not in import_path:
-        import_path.insert(0, job.app)
+    if job.app not in sys.path:
+        sys.path.insert(0, job.app)
     found: Any = import_module(module)
     for part in attribute.split("."):
         found = getattr(found, part)
@@ -132,7 +136,11 @@ def to_flower(records: Records) -> RecordDict:
     """Return Records as Flower's RecordDict; tensors stay where they are until asked for."""
     made = RecordDict()
     for name, tensors in records.arrays.items():
-        made[name] = ArrayRecord({key: _array(tensor) for key, tensor in tensors.items()})
+        # One by one: given a dict, ArrayRecord copies every array.
+        record = ArrayRecord()
+        for key, tensor in tensors.items():
+            record[key] = _array(tensor)
+        made[name] = record
     for name, metrics in records.metrics.items():
         made[name] = MetricRecord(dict(metrics))
     for name, configs in records.configs.items():
