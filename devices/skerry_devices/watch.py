@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from skerry_protos.errors import DeadlineError, LinkError, RejectedError
+from skerry_protos.errors import DeadlineError, LinkError, RejectedError, SkerryError
 
 from skerry_devices.client import POLL_S, Client, at
 from skerry_devices.journal import Answer, Phase, Round, Story, shown_metrics
@@ -33,6 +33,28 @@ class RunFailedError(RejectedError):
     def __init__(self, run: str, state: str, why: str) -> None:
         super().__init__(f"run-{state}", f"{run} {state}: {why or 'no reason was given'}")
         self.hint = f"skerry runs show {run}; skerry runs logs {run}"
+
+
+class LeftAloneError(SkerryError):
+    """A person has stopped watching; the run has not stopped."""
+
+    code = "interrupted"
+    exit_code = 130
+
+    def __init__(self, run: str) -> None:
+        super().__init__(
+            f"no longer watching; {run} goes on",
+            hint=f"skerry runs watch {run}, or skerry runs stop {run}",
+        )
+
+
+@contextmanager
+def left_alone(run: str) -> Iterator[None]:
+    """Say that a run goes on when its watching is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise LeftAloneError(run) from None
 
 
 def follow_run(client: Client, run: str, output: Format, *, timeout_s: float = 0.0) -> Story:

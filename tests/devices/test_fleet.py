@@ -1,14 +1,19 @@
 """The command line against a real coordinator and two real devices, one on each link."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from skerry_devices import contexts
+from skerry_devices.children import Children
 from skerry_devices.contexts import Context
 from skerry_devices.local import LocalFleet
+from skerry_devices.waiting import until
 
 from tests.devices.conftest import Skerry
 
@@ -241,8 +246,6 @@ def test_a_waiting_run_says_why_and_until_when_and_is_stopped(skerry: Skerry, ap
             why: dict[str, Any] | None = found["waiting"]
             return why if why and "device-2" in why["why"] else None
 
-        from skerry_devices.waiting import until
-
         why = until(waiting, timeout_s=60, what="the run's wait for devices")
         assert why["until_unix_s"] > 0
         shown = skerry("runs", "show", run).out
@@ -255,6 +258,27 @@ def test_a_waiting_run_says_why_and_until_when_and_is_stopped(skerry: Skerry, ap
         assert (ended.status, ended.err.startswith("error[run-stopped]")) == (8, True)
     finally:
         skerry("devices", "uncordon", "device-2")
+
+
+def test_ctrl_c_ends_the_watching_and_not_the_run(
+    skerry: Skerry, app: Path, tmp_path: Path
+) -> None:
+    write_app(app, "import time; time.sleep(60)")
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "skerry_devices", "run", str(app)]
+    with output.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as watching:
+
+        def asked() -> bool | None:
+            return "train: asked 2" in output.read_text() or None
+
+        until(asked, timeout_s=60, what="the first round")
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(timeout=30) == 130
+    said = output.read_text()
+    run = said.split()[0]
+    assert f"error[interrupted]: no longer watching; {run} goes on" in said
+    assert skerry("runs", "show", run, "-o", "json").json["state"] == "running"
+    assert skerry("runs", "stop", run, "--wait").status == 0
 
 
 @pytest.mark.parametrize(
@@ -284,11 +308,6 @@ def test_an_unknown_run_is_status_3(skerry: Skerry) -> None:
 def test_simulated_devices_are_real_ones(
     skerry: Skerry, app: Path, fleet: LocalFleet, tmp_path: Path
 ) -> None:
-    import sys
-
-    from skerry_devices.children import Children
-    from skerry_devices.waiting import until
-
     log = tmp_path / "simulate.log"
     command = [sys.executable, "-m", "skerry_devices", "devices", "simulate", "10"]
     with Children() as children:

@@ -69,7 +69,7 @@ def run(
     """Train an app on the fleet. Ctrl-C stops watching, not the run."""
     from skerry_devices.apps import read_app
     from skerry_devices.client import at, connect
-    from skerry_devices.watch import follow_run
+    from skerry_devices.watch import follow_run, left_alone
 
     found = read_app(path)
     limits = _given(seconds=task_limit, memory_bytes=memory_mb and memory_mb * 1024**2)
@@ -101,7 +101,8 @@ def run(
             f"{size(len(found.bundle))}) is signed and on its way",
             err=output is not Format.TABLE,
         )
-        follow_run(client, started["id"], output)
+        with left_alone(started["id"]):
+            follow_run(client, started["id"], output)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -97,11 +97,12 @@ def watch(
 ) -> None:
     """Watch a run until it ends; the status is 8 when it ends badly."""
     from skerry_devices.client import at, connect
-    from skerry_devices.watch import follow_run
+    from skerry_devices.watch import follow_run, left_alone
 
     with connect() as client:
         found = client.get(at("runs", run))
-        follow_run(client, found["id"], output, timeout_s=timeout)
+        with left_alone(found["id"]):
+            follow_run(client, found["id"], output, timeout_s=timeout)
 
 
 @app.command("logs")
