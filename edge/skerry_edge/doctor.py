@@ -85,6 +85,7 @@ def examine(home: Path) -> Iterator[Finding]:
     yield disk(home)
     yield memory(config)
     yield runtimes()
+    yield worker(config)
     try:
         identity = Identity.load(home)
     except SkerryError as error:
@@ -178,6 +179,26 @@ def runtimes() -> Finding:
     return ok("runtimes", says)
 
 
+def worker(config: AgentConfig) -> Finding:
+    """Say whether a worker starts within its limits and answers."""
+    import asyncio
+
+    from skerry_edge.worker.pool import Workers
+    from skerry_edge.worker.trial import trial
+
+    began = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(dir=config.home if config.home.exists() else None) as made:
+            Path(made).chmod(0o711)
+            says = asyncio.run(trial(Workers(Path(made), config.limits)))
+    except (SkerryError, OSError) as error:
+        return failed("worker", error)
+    if says:
+        hint = "its user must be able to read this Python and the agent's home"
+        return Finding(check="worker", verdict=Verdict.FAIL, says=says, hint=hint)
+    return ok("worker", f"starts and answers in {time.monotonic() - began:.1f} s")
+
+
 def certificate(identity: Identity) -> Finding:
     """Say how long the device's certificate is good for."""
     left = identity.valid_until - time.time()
@@ -211,6 +232,11 @@ def coordinator(identity: Identity) -> Iterator[Finding]:
             connection.request("GET", "/v1/health")
             answer = connection.getresponse()
             answer.read(65536)
+    except ValueError as error:
+        says = f"{identity.credentials.ca} is damaged: {error}"
+        hint = f"remove {identity.folder} and join again"
+        yield Finding(check="coordinator", verdict=Verdict.FAIL, says=says, hint=hint)
+        return
     except (OSError, http.client.HTTPException, SkerryError) as error:
         yield unreachable("coordinator", identity.url, error)
         return
@@ -237,7 +263,7 @@ def unreachable(check: str, url: str, error: Exception) -> Finding:
         hint = "wrong clock, or not the coordinator this device joined; see the check of the clock"
         says = f"{url} is not trusted: {error.verify_message}"
     elif isinstance(error, ssl.SSLError):
-        says, hint = f"{url}: TLS failed: {error.reason}", "the certificate may be revoked or old"
+        says, hint = f"{url}: TLS failed: {error}", "the certificate may be revoked or old"
     elif isinstance(error, socket.gaierror):
         says, hint = f"{host} has no address", "check DNS, or join by an address"
     elif isinstance(error, ConnectionRefusedError):

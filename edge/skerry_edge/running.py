@@ -22,7 +22,8 @@ def run(home: Path, *, link: str | None = None) -> int:
         config = replace(config, agent=replace(config.agent, link=link))
     identity = Identity.load(home)
     _log_to_stderr(config.agent.log_level)
-    os.umask(0o022)
+    # Workers that run as another user read apps and models here; keys are kept from them anyway.
+    os.umask(0o022 if config.limits.user else 0o077)
     with alone(home):
         asyncio.run(_until_signalled(config, identity))
     return 0

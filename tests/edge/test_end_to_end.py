@@ -171,9 +171,16 @@ async def test_a_device_joins_runs_and_is_well(mainland: Mainland, agent: Agent,
     assert code == 0, said
     assert findings[f"{link} link"]["verdict"] == "ok"
     assert findings["agent"]["says"].startswith("idle, connected to")
-    assert {"config", "disk", "memory", "runtimes", "identity", "coordinator", "clock"} < set(
-        findings
-    )
+    assert {
+        "config",
+        "disk",
+        "memory",
+        "runtimes",
+        "worker",
+        "identity",
+        "coordinator",
+        "clock",
+    } < set(findings)
     assert agent.connected()  # the doctor did not take the session over
 
 
