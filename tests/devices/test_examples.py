@@ -50,7 +50,8 @@ for share in shares:
 first = {share.train[0].sum().item() for share in shares}
 assert len(first) == 6
 model = app.model()
-said = app.train(model, shares[0], {"lr": 0.002, "epochs": 2, "batch_size": 32, "server-round": 1})
+settings = {"lr": 0.002, "lr_decay": 1.0, "epochs": 3, "batch_size": 16, "server-round": 1}
+said = app.train(model, shares[0], settings)
 print(said["num_examples"], app.evaluate(model, shares[0])["accuracy"])
 """
 
