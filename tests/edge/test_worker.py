@@ -418,3 +418,10 @@ async def test_a_worker_dies_with_its_agent(
 def test_nonsense_from_a_worker_is_a_peer_error(said: bytes) -> None:
     with pytest.raises(PeerError):
         Outcome.parse(said)
+
+
+def test_a_sweep_without_a_worker_is_refused() -> None:
+    """Session 0 is everybody whose leader lies outside a container."""
+    for token, session in (("", 5000), ("x", 0), ("x", 1)):
+        with pytest.raises(ValueError, match="not a worker's"):
+            processes.sweep(token, session)

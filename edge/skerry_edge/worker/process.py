@@ -180,7 +180,7 @@ class Worker:
         self.usable = False
         if self._process.returncode is None:
             processes.kill_tree(self.pid)
-        processes.sweep(self._token, session=self.pid)
+        processes.sweep(self._token, self.pid)
 
     async def _answer(self, job: Job) -> Outcome:
         """Give the job and return what the worker says became of it."""

@@ -47,17 +47,33 @@ def kill_tree(pid: int) -> None:
         _signal(number, signal.SIGKILL)
 
 
-def sweep(token: str, *, session: int = 0) -> int:
-    """Kill what is left of a worker: by its session and its mark; return how many."""
+def sweep(token: str, session: int) -> int:
+    """Kill what is left of a worker: by its mark and its session; return how many.
+
+    A worker's process id, which is its session's too, may by now be another process's: then only
+    the mark counts.
+    """
+    if not token or session <= 1:
+        raise ValueError(f"not a worker's mark and session: {token!r}, {session}")
+    ours = _is_ours(session)
     found = 0
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            if os.getsid(process.pid) == session or process.environ().get(MARK) == token:
+            same = ours and os.getsid(process.pid) == session
+            if same or process.environ().get(MARK) == token:
                 _signal(process.pid, signal.SIGKILL)
                 found += 1
     return found
+
+
+def _is_ours(pid: int) -> bool:
+    """Return whether the process is a child of this one, or gone."""
+    try:
+        return psutil.Process(pid).ppid() == os.getpid()
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _signal(pid: int, number: int) -> None:
