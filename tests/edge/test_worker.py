@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from skerry_edge.config import Limits
+from skerry_edge.worker import processes
 from skerry_edge.worker.messages import Job, Outcome
 from skerry_edge.worker.pool import Workers
 from skerry_edge.worker.process import Result
