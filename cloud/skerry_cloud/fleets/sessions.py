@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from skerry_protos.allocator import keep_freed_memory
 from skerry_protos.errors import LinkError, PeerError, RefusalCode, RefusedError
 from skerry_protos.messages import BlobRef, DeviceId, Digest, Parcel
 from skerry_protos.seams import Blobs, Stream, Wire
@@ -22,6 +23,8 @@ from skerry_cloud.fleets import Gate
 
 log = logging.getLogger(__name__)
 
+KEPT_MEMORY = 32 * 1024**2
+"""Freed memory that a coordinator keeps for the next messages."""
 SAYING_NO_S = 2.0
 """How long a refusal may take to leave before the wire is closed anyway."""
 
@@ -138,6 +141,7 @@ class Sessions:
 
         A session whose wire was cut can be resumed for `resume_s`; `most` sessions are admitted.
         """
+        keep_freed_memory(KEPT_MEMORY)
         self._gate = gate
         self._blobs = blobs
         self._transport = transport

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from skerry_protos.allocator import keep_freed_memory
 from skerry_protos.errors import LinkError, PeerError, RefusedError, SkerryError
 from skerry_protos.messages import BlobRef, Digest, Parcel
 from skerry_protos.seams import Stream, Wire
@@ -24,6 +25,8 @@ from skerry_edge.links import LinkConfig
 
 log = logging.getLogger(__name__)
 
+KEPT_MEMORY = 8 * 1024**2
+"""Freed memory that an agent keeps for the next messages."""
 FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 8.0
 """Longest pause between attempts in the first minutes; PATIENT_WAIT_S after PATIENCE attempts."""
@@ -74,6 +77,7 @@ class Crossing:
         on_want: Callable[[Digest], Awaitable[None]] | None = None,
         on_unwant: Callable[[Digest], None] | None = None,
     ) -> None:
+        keep_freed_memory(KEPT_MEMORY)
         self._config = config
         self._dial = dial
         self._broken: asyncio.Event = asyncio.Event()

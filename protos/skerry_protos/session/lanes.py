@@ -56,7 +56,18 @@ class Lanes:
         self.number = 0
         self.sent_s = 0.0
         self.sent_bytes = 0
-        self._max_packet = 0
+        self._room = 0
+        self.reliable = False
+        """Whether nothing is lost while there is a wire."""
+        self.max_packet = 0
+        """The largest packet that may be sent now."""
+        self.chunk = SMALLEST_CHUNK
+        """The most of a blob in one frame now, a multiple of STEP."""
+        self.piece = SMALLEST_CHUNK
+        """The most of a stream in one frame now: a chunk or two, and a message's length.
+
+        So a message of exactly a chunk, which is what people send, goes in one packet.
+        """
         self._control: dict[object, pb.Frame] = {}
         self._acks: dict[str, None] = {}
         self._streams: deque[Source] = deque()
@@ -70,8 +81,9 @@ class Lanes:
 
     def attach(self, wire: Wire, number: int, max_packet: int) -> None:
         """Begin to send over `wire`; nothing waits yet."""
-        self.wire, self.number, self._max_packet = wire, number, max_packet
+        self.wire, self.number = wire, number
         self._moved = 0
+        self._fit(wire, max_packet)
         self._task = asyncio.create_task(self._run(wire), name="session sender")
 
     def detach(self, *, busy: bool) -> None:
@@ -82,6 +94,7 @@ class Lanes:
         if self.wire is not None and busy:
             self._learn()
         self.wire = None
+        self.reliable, self.max_packet = False, 0
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -107,37 +120,19 @@ class Lanes:
             if self._cuts % CUTS == 0:
                 self._halvings += 1
 
-    @property
-    def reliable(self) -> bool:
-        """Whether nothing is lost while there is a wire."""
-        return self.wire is not None and self.wire.reliable
-
-    @property
-    def max_packet(self) -> int:
-        """The largest packet that may be sent now."""
-        if self.wire is None:
-            return 0
-        return min(self.wire.max_packet, self._max_packet)
-
-    @property
-    def chunk(self) -> int:
-        """The most data that a packet carries now, a multiple of STEP."""
-        if self.wire is None:
-            return SMALLEST_CHUNK
-        room = min(self.wire.chunk, self.max_packet - OVERHEAD)
+    def _fit(self, wire: Wire, max_packet: int) -> None:
+        """Set what fits on `wire`; the other side takes packets of `max_packet`."""
+        self.reliable = wire.reliable
+        self.max_packet = min(wire.max_packet, max_packet)
+        data = self.max_packet - OVERHEAD
+        room = min(wire.chunk, data)
         if self._halvings:
             room = min(room, max(SMALLEST_CHUNK, room >> self._halvings))
-        return max(STEP, room // STEP * STEP)
-
-    @property
-    def piece(self) -> int:
-        """The most bytes of a stream in one frame now: a chunk or two, and a message's length.
-
-        So a message of exactly a chunk, which is what people send, goes in one packet.
-        """
-        chunk = self.chunk
-        most = chunk * PIECE if self.reliable else chunk
-        return max(chunk, min(most + SLACK, self.max_packet - OVERHEAD))
+        self.chunk = max(STEP, room // STEP * STEP)
+        most = int(self.chunk * PIECE) if self.reliable else self.chunk
+        self.piece = max(1, min(most + SLACK, data))
+        # What is too large for the path is the packet, however many frames are in it.
+        self._room = self.piece + OVERHEAD if self._halvings else self.max_packet
 
     def control(self, key: object, frame: pb.Frame) -> None:
         """Send a frame before all data; it replaces one with the same key that still waits."""
@@ -181,6 +176,9 @@ class Lanes:
                 if packet is None:
                     self._sleeping = loop.create_future()
                     await self._sleeping
+                    if not (self._streams or self._blobs):
+                        # Who is told of an arrival may be about to send: one packet for both.
+                        await asyncio.sleep(0)
                     continue
                 await wire.send(packet)
                 self.sent_s = loop.time()
@@ -194,7 +192,7 @@ class Lanes:
     def _gather(self) -> bytes | None:
         """Return the next packet: what waits, as far as it fits; None when nothing does."""
         parts: list[Buffer] = []
-        room = self.max_packet
+        room = self._room
         least = self.piece + OVERHEAD  # any piece fits while there is so much room
         enough = max(room - BATCH, 0) if self.reliable else 0
         count = 0
