@@ -12,6 +12,8 @@ import pytest
 
 from tests.devices.conftest import REPOSITORY
 
+pytestmark = pytest.mark.timeout(300)  # they train for real
+
 EXAMPLES = REPOSITORY / "examples"
 DATA = os.environ.get("SKERRY_DATA") or str(REPOSITORY.parent / "shared" / "data")
 needs_data = pytest.mark.skipif(not Path(DATA).is_dir(), reason="SKERRY_DATA is not set")
