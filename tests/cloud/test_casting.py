@@ -1,9 +1,9 @@
 """Which chunks are published once for all, and which are sent to one device alone."""
 
-from skerry_cloud.fleets.casting import FRESH_S, GATHER_S, IDLE_S, Answer, Cast
+from skerry_cloud.fleets.casting import FRESH_S, GATHER_S, IDLE_S, Cast
 from skerry_protos.messages import BlobRef, DeviceId, Digest
 
-A, B, C = DeviceId("a"), DeviceId("b"), DeviceId("c")
+A, B, C, D = (DeviceId(name) for name in "abcd")
 CHUNK = 65536
 
 
@@ -15,75 +15,115 @@ def cast_to(*devices: DeviceId) -> Cast:
 
 def ask(
     cast: Cast, device: DeviceId, *chunks: int, now: float, repair: bool = False, size: int = CHUNK
-) -> Answer:
-    return cast.ask(device, size, [chunk * CHUNK for chunk in chunks], repair=repair, now=now)
+) -> list[int]:
+    """Ask for chunks by number; return the numbers sent alone."""
+    offsets = [chunk * CHUNK for chunk in chunks]
+    alone = cast.ask(device, size, offsets, repair=repair, now=now)
+    return [offset // CHUNK for offset in alone]
+
+
+def published(cast: Cast, now: float) -> list[int]:
+    """Publish what may be now; return its numbers."""
+    found = []
+    while (offset := cast.take(now)) is not None:
+        found.append(offset // CHUNK)
+    return found
 
 
 def test_a_chunk_is_published_for_the_first_that_asks_and_for_no_other() -> None:
     cast = cast_to(A, B)
-    assert ask(cast, A, 0, 1, now=100.0) == Answer([0, CHUNK], [])
-    assert ask(cast, B, 0, 1, 2, now=100.01) == Answer([2 * CHUNK], [])
-    assert ask(cast, A, 2, now=100.02) == Answer([], [])
+    assert ask(cast, A, 0, 1, now=100.0) == []
+    assert ask(cast, B, 0, 1, 2, now=100.01) == []
+    assert published(cast, 100.01) == [0, 1, 2]
+    assert ask(cast, A, 2, now=100.02) == []
+    assert published(cast, 100.02) == []
 
 
 def test_publishing_waits_for_all_to_listen_but_not_long() -> None:
     cast = cast_to(A, B, C)
     ask(cast, A, 0, now=100.0)
-    assert cast.begin_s == 100.0 + GATHER_S
-    ask(cast, B, 0, now=100.05)
-    assert cast.begin_s == 100.0 + GATHER_S
-    ask(cast, C, 0, now=100.06)
-    assert cast.begin_s == 100.06
+    ask(cast, B, 0, now=100.1)
+    assert published(cast, 100.1) == []
+    assert 0 < cast.wait_s(100.1) < GATHER_S
+    assert published(cast, 100.0 + GATHER_S) == [0]
+    ask(cast, A, 1, now=101.0)  # it has begun: what is asked next waits for nobody
+    assert published(cast, 101.0) == [1]
+
+
+def test_publishing_begins_at_once_when_all_listen() -> None:
+    cast = cast_to(A, B)
+    ask(cast, A, 0, now=100.0)
+    assert published(cast, 100.01) == []
+    ask(cast, B, 0, now=100.02)
+    assert published(cast, 100.02) == [0]
 
 
 def test_a_repair_goes_to_the_one_that_asks() -> None:
     cast = cast_to(A, B)
     ask(cast, A, 0, now=100.0)
     ask(cast, B, 0, now=100.0)
-    assert ask(cast, B, 0, now=101.0, repair=True) == Answer([], [0])
+    assert published(cast, 100.0) == [0]
+    assert ask(cast, B, 0, now=101.0, repair=True) == [0]
+    assert published(cast, 101.0) == []
 
 
 def test_a_device_that_was_not_named_is_served_alone() -> None:
     cast = cast_to(A, B)
-    assert ask(cast, C, 0, now=100.0) == Answer([], [0])
+    assert ask(cast, C, 0, now=100.0) == [0]
 
 
 def test_one_late_device_is_served_alone_what_went_by_before_it_listened() -> None:
     cast = cast_to(A, B, C)
     ask(cast, A, 0, now=100.0)
     ask(cast, B, 0, now=100.0)
-    late = ask(cast, C, 0, 1, now=100.0 + GATHER_S + 1)
-    assert late == Answer([CHUNK], [0])
+    assert published(cast, 100.0 + GATHER_S) == [0]
+    assert ask(cast, C, 0, 1, now=101.0) == [0]
+    assert published(cast, 101.0) == [1]
 
 
 def test_several_late_devices_have_it_published_again_once() -> None:
-    cast = cast_to(A, B, C)
+    cast = cast_to(A, B, C, D)
     ask(cast, A, 0, now=100.0)
-    assert ask(cast, B, 0, now=101.0) == Answer([0], [])
-    assert ask(cast, C, 0, now=101.0) == Answer([], [])
-    assert ask(cast, B, 0, now=101.1) == Answer([], [])
+    assert published(cast, 100.0 + GATHER_S) == [0]
+    for number, device in enumerate((B, C)):
+        assert ask(cast, device, 0, now=101.0 + 0.05 * number) == []
+    assert published(cast, 101.1) == []
+    assert published(cast, 101.0 + GATHER_S) == [0]
+    assert ask(cast, D, 0, now=102.0) == [0]
+
+
+def test_two_hundred_devices_that_come_one_by_one_do_not_have_it_published_for_each() -> None:
+    devices = [DeviceId(f"dev-{number}") for number in range(200)]
+    cast, times, now = cast_to(*devices), 0, 100.0
+    for device in devices:
+        now += 0.01  # two seconds for all
+        assert len(ask(cast, device, 0, now=now)) in {0, 1}
+        times += len(published(cast, now))
+    assert times <= 2 / GATHER_S + 2
 
 
 def test_what_was_published_long_ago_is_sent_alone() -> None:
     cast = cast_to(A, B)
     ask(cast, A, 0, now=100.0)
     ask(cast, B, 1, now=100.0)
-    assert ask(cast, B, 0, now=100.0 + GATHER_S + FRESH_S + 1) == Answer([], [0])
+    assert published(cast, 100.0) == [0, 1]
+    assert ask(cast, B, 0, now=100.0 + FRESH_S + 1) == [0]
 
 
 def test_a_device_with_smaller_packets_is_served_alone() -> None:
     cast = cast_to(A, B)
     ask(cast, A, 0, now=100.0)
-    assert ask(cast, B, 0, now=100.0, size=CHUNK // 2) == Answer([], [0])
+    assert ask(cast, B, 0, now=100.0, size=CHUNK // 2) == [0]
 
 
 def test_a_device_that_lost_its_connection_is_not_waited_for_and_may_come_back() -> None:
     cast = cast_to(A, B)
     cast.leave(B)
     ask(cast, A, 0, now=100.0)
-    assert cast.begin_s == 100.0
-    assert ask(cast, B, 0, 1, now=101.0) == Answer([CHUNK], [0])
-    assert ask(cast, A, 1, now=101.0) == Answer([], [])
+    assert published(cast, 100.0) == [0]
+    assert ask(cast, B, 0, 1, now=101.0) == [0]
+    assert ask(cast, A, 1, now=101.0) == []
+    assert published(cast, 101.0) == [1]
 
 
 def test_a_cast_that_nobody_asks_for_becomes_idle() -> None:

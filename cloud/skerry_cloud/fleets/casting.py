@@ -1,10 +1,12 @@
 """Which chunks of a blob are published once for many devices, and which for one alone.
 
-The first device that asks for a chunk has it published for all who listen. Nothing is published
-before all have begun to listen, or GATHER_S have passed since the first. A device that asks for
-what went by after it began to listen gets no answer: it is on its way, or will be asked for again.
+The first device that asks for a chunk has it published for all who listen: at once when nobody
+else is expected to begin to listen, else at most once in GATHER_S. A device that asks for what went
+by after it began to listen gets no answer: it is on its way, or will be asked for again.
 """
 
+import heapq
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,14 +20,6 @@ IDLE_S: Final = 120.0
 """A cast that nobody asks for this long is forgotten."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What to do about a request: offsets to publish for all, and to send to the one that asked."""
-
-    publish: list[int]
-    alone: list[int]
-
-
 @dataclass(slots=True)
 class Cast:
     """One blob on its way to many devices; times are of one monotonic clock."""
@@ -34,10 +28,11 @@ class Cast:
     devices: set[DeviceId] = field(default_factory=set)
     absent: set[DeviceId] = field(default_factory=set)  # of them, who lost their connection
     chunk: int = 0
-    begin_s: float = 0.0  # when publishing may begin; 0 before the first request
     used_s: float = 0.0
     listening: dict[DeviceId, float] = field(default_factory=dict)
-    published: dict[int, float] = field(default_factory=dict)
+    published: dict[int, float] = field(default_factory=dict)  # when; infinity: it will be
+    pending: list[tuple[float, int]] = field(default_factory=list)  # a heap: (when, offset)
+    _begin_s: float = 0.0
 
     def add(self, devices: Iterable[DeviceId], now: float) -> None:
         """Expect these devices too."""
@@ -50,40 +45,53 @@ class Cast:
             self.absent.add(device)
             self.listening.pop(device, None)
 
-    def _expected(self) -> set[DeviceId]:
-        """Return who has not begun to listen yet."""
-        return self.devices - self.absent - self.listening.keys()
-
     def ask(
         self, device: DeviceId, chunk: int, offsets: list[int], *, repair: bool, now: float
-    ) -> Answer:
-        """Return how to answer a device's request for chunks."""
+    ) -> list[int]:
+        """Take a device's request; return what is to be sent to it alone."""
         self.used_s = now
         if device not in self.devices or repair:
-            return Answer([], offsets)
+            return offsets
         self.absent.discard(device)
         since = self.listening.setdefault(device, now)
         self.chunk = self.chunk or chunk
         if chunk != self.chunk:  # the device's packets are smaller, or larger
-            return Answer([], offsets)
-        self.begin_s = self.begin_s or now + GATHER_S
-        if not self._expected():
-            self.begin_s = min(self.begin_s, now)
-        publish, alone = [], []
+            return offsets
+        self._begin_s = self._begin_s or now + GATHER_S
+        alone = []
         for offset in offsets:
             at = self.published.get(offset)
-            if at is None or (at < since and self._missed_by_others(at)):
-                publish.append(offset)
-                # Not before publishing begins: those who begin to listen until then hear it.
-                self.published[offset] = max(now, self.begin_s)
+            if at is None:
+                self._publish(offset, max(now, self._begin_s))
+            elif at < since and self._late(at) >= 2:
+                self._publish(offset, now + GATHER_S)
             elif at < since or now - at > FRESH_S:
                 alone.append(offset)
-        return Answer(publish, alone)
+        return alone
 
-    def _missed_by_others(self, at: float) -> bool:
-        """Return whether two or more devices were not listening yet when something went by."""
-        late = sum(since > at for since in self.listening.values())
-        return late + len(self._expected()) >= 2
+    def _publish(self, offset: int, when: float) -> None:
+        self.published[offset] = math.inf  # those who begin to listen until then will hear it
+        heapq.heappush(self.pending, (when, offset))
+
+    def _expected(self) -> int:
+        """Return how many have not begun to listen yet."""
+        return len(self.devices) - len(self.absent) - len(self.listening)
+
+    def _late(self, at: float) -> int:
+        """Return how many missed, or will have missed, what went by at a time."""
+        return sum(since > at for since in self.listening.values()) + self._expected()
+
+    def take(self, now: float) -> int | None:
+        """Return the offset of a chunk to publish now, or None."""
+        if self.pending and self.wait_s(now) <= 0:
+            _, offset = heapq.heappop(self.pending)
+            self.published[offset] = now
+            return offset
+        return None
+
+    def wait_s(self, now: float) -> float:
+        """Return how long the next pending chunk has to wait."""
+        return self.pending[0][0] - now if self._expected() > 0 else 0.0
 
     def idle(self, now: float) -> bool:
         """Return whether nobody wants this any more."""

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import random
 import secrets
-from collections import deque
 from collections.abc import Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -98,7 +97,6 @@ class MqttFleet(Sessions):
         self._greeting: dict[DeviceId, bytes | None] = {}
         self._refused_s: dict[DeviceId, float] = {}
         self._casts: dict[Digest, Cast] = {}
-        self._to_publish: deque[tuple[Cast, int]] = deque()
         self._publishing = asyncio.Event()
 
     @property
@@ -292,28 +290,32 @@ class MqttFleet(Sessions):
         if any(offset % chunk or offset >= known.ref.size for offset in offsets):
             return offsets
         now = asyncio.get_running_loop().time()
-        answer = known.ask(device, chunk, offsets, repair=request.repair, now=now)
-        if answer.publish:
-            self._to_publish.extend((known, offset) for offset in answer.publish)
+        alone = known.ask(device, chunk, offsets, repair=request.repair, now=now)
+        if known.pending:
             self._publishing.set()
-        return answer.alone
+        return alone
 
     async def _publish_casts(self) -> None:
-        """Publish the chunks that were asked for, each when its cast may begin."""
+        """Publish the chunks that were asked for, each when it may be, by turns."""
         loop = asyncio.get_running_loop()
         while True:
-            await self._publishing.wait()
-            self._publishing.clear()
-            while self._to_publish:
-                known, offset = self._to_publish.popleft()
-                if (early_s := known.begin_s - loop.time()) > 0:
-                    self._to_publish.append((known, offset))
-                    await asyncio.sleep(min(early_s, 0.01))
+            waiting = [known for known in self._casts.values() if known.pending]
+            published = False
+            for known in waiting:
+                offset = known.take(loop.time())
+                if offset is None:
                     continue
+                published = True
                 try:
                     await self._publish_chunk(known, offset)
                 except (LinkError, OSError) as error:  # whoever misses it asks again
                     log.info("cast %s: %s", known.ref.digest[:12], error)
+            if not published:
+                soonest = min((known.wait_s(loop.time()) for known in waiting), default=None)
+                self._publishing.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(soonest):
+                        await self._publishing.wait()
 
     async def _publish_chunk(self, known: Cast, offset: int) -> None:
         path = self._blobs.path(known.ref.digest)
