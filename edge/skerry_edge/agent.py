@@ -116,7 +116,9 @@ class Agent:
         if self._shared is not None:
             yield self._shared
             return
-        async with Workers(self._config.home / "work", self._config.limits) as workers:
+        home = self._config.home
+        hidden = (home / "identity", home / "inbox", home / "outbox")
+        async with Workers(home / "work", self._config.limits, hidden=hidden) as workers:
             yield workers
 
     async def _go_on(self) -> None:

@@ -50,6 +50,14 @@ def write_app(tmp_path: Path) -> WriteApp:
 
 
 @pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """Return a folder for what apps note; workers may write there."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
 def limits() -> Limits:
     return Limits(seconds=20, memory_mb=1024, output_kb=64, processes=8, worker_idle_s=30)
 

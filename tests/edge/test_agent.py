@@ -15,6 +15,7 @@ from skerry_edge.agent import Agent
 from skerry_edge.conditions import Readings
 from skerry_edge.config import read_config
 from skerry_edge.identity import Identity
+from skerry_edge.worker.hiding import available
 from skerry_protos.errors import RefusalCode, RefusedError, RejectedError
 from skerry_protos.messages import DeviceId, Parcel, ParcelId, ParcelKind
 from skerry_protos.v1 import work_pb2
@@ -97,9 +98,9 @@ async def test_large_content_goes_both_ways_as_blobs_and_nothing_is_left(
 
 
 async def test_a_task_seen_again_is_worked_on_once(
-    cloud: Cloud, run_agent: RunAgent, write_app: WriteApp, tmp_path: Path
+    cloud: Cloud, run_agent: RunAgent, write_app: WriteApp, tmp_path: Path, notes: Path
 ) -> None:
-    note = tmp_path / "runs"
+    note = notes / "runs"
     body = f"open({str(note)!r}, 'a').write('x'); import time; time.sleep(0.5)"
     bundle = cloud.bundle(write_app(native(body)))
     parcel = cloud.task(bundle, SMALL)
@@ -120,9 +121,9 @@ async def test_a_task_seen_again_is_worked_on_once(
 
 
 async def test_a_task_whose_reply_waits_is_answered_from_the_outbox(
-    cloud: Cloud, run_agent: RunAgent, write_app: WriteApp, tmp_path: Path
+    cloud: Cloud, run_agent: RunAgent, write_app: WriteApp, tmp_path: Path, notes: Path
 ) -> None:
-    note = tmp_path / "runs"
+    note = notes / "runs"
     bundle = cloud.bundle(write_app(native(f"open({str(note)!r}, 'a').write('x')")))
     parcel = cloud.task(bundle, SMALL)
     cloud.open_gate.clear()
@@ -157,9 +158,9 @@ async def test_what_cannot_be_a_task_is_rejected(
 
 
 async def test_code_that_is_not_signed_is_not_run(
-    cloud: Cloud, run_agent: RunAgent, write_app: WriteApp, tmp_path: Path
+    cloud: Cloud, run_agent: RunAgent, write_app: WriteApp, tmp_path: Path, notes: Path
 ) -> None:
-    note = tmp_path / "ran"
+    note = notes / "ran"
     app = write_app(native(f"open({str(note)!r}, 'w')"))
     stranger = Cloud(tmp_path / "stranger")
     signed = stranger.bundle(app)
@@ -202,10 +203,47 @@ async def test_a_reply_that_is_a_link_to_a_secret_is_not_sent(
     assert not reply.content
 
 
-async def test_a_cancelled_task_is_stopped_and_not_answered(
+@pytest.mark.skipif(not available(), reason="this kernel has no Landlock")
+async def test_an_app_cannot_read_the_devices_keys_or_change_its_outbox(
     cloud: Cloud, run_agent: RunAgent, write_app: WriteApp, tmp_path: Path
 ) -> None:
-    note = tmp_path / "began"
+    home = tmp_path / "home"
+    body = f"""
+        import os, subprocess
+        def denied(act):
+            try:
+                act()
+            except PermissionError:
+                return 1
+            return 0
+        key = {str(home / "identity" / "identity.json")!r}
+        return {{
+            "read": denied(lambda: open(key).read()),
+            "write": denied(lambda: open(key, "a")),
+            "remove": denied(lambda: os.remove(key)),
+            "replace": denied(lambda: os.rename({str(home / "identity")!r}, "/tmp/x-{home.name}")),
+            "forge": denied(lambda: open({str(home / "outbox" / "x.parcel")!r}, "w")),
+            "by a child": subprocess.run(["cat", key], capture_output=True).returncode,
+            "by proc": denied(lambda: open(f"/proc/{{os.getppid()}}/root" + key)),
+            "own": denied(lambda: open("mine", "w").write("x")),
+        }}
+    """
+    bundle = cloud.bundle(write_app(native(body)))
+    async with run_agent():
+        task = cloud.ask(DEVICE, cloud.task(bundle, SMALL))
+        (reply,) = await cloud.answered(task)
+        assert not reply.HasField("failure"), reply
+    found = cloud.contents[task].metrics["metrics"]
+    assert found.pop("own") == 0
+    found.pop("num-examples")
+    assert found == dict.fromkeys(found, 1)
+    assert (home / "identity" / "identity.json").exists()
+
+
+async def test_a_cancelled_task_is_stopped_and_not_answered(
+    cloud: Cloud, run_agent: RunAgent, write_app: WriteApp, tmp_path: Path, notes: Path
+) -> None:
+    note = notes / "began"
     bundle = cloud.bundle(
         write_app(native(f"open({str(note)!r}, 'w'); import time; time.sleep(60)"))
     )
@@ -305,10 +343,10 @@ async def test_a_rejected_reply_is_given_up(
 
 
 async def test_a_lost_session_costs_no_task(
-    cloud: Cloud, run_agent: RunAgent, write_app: WriteApp, tmp_path: Path
+    cloud: Cloud, run_agent: RunAgent, write_app: WriteApp, tmp_path: Path, notes: Path
 ) -> None:
     """The cloud forgets every session while the device works; the reply comes all the same."""
-    note = tmp_path / "runs"
+    note = notes / "runs"
     body = f"open({str(note)!r}, 'a').write('x'); import time; time.sleep(0.5)"
     bundle = cloud.bundle(write_app(native(body)))
     parcel = cloud.task(bundle, SMALL)
@@ -325,9 +363,9 @@ async def test_a_lost_session_costs_no_task(
 
 
 async def test_an_agent_that_stops_leaves_its_task_for_the_next(
-    cloud: Cloud, run_agent: RunAgent, write_app: WriteApp, tmp_path: Path
+    cloud: Cloud, run_agent: RunAgent, write_app: WriteApp, tmp_path: Path, notes: Path
 ) -> None:
-    note = tmp_path / "runs"
+    note = notes / "runs"
     body = f"""
         import os, time
         first = not os.path.exists({str(note)!r})

@@ -29,6 +29,7 @@ class Sandbox:
     uid: int = -1
     gid: int = -1
     processes: int = 0
+    hidden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import os
 import pwd
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,8 +36,10 @@ class _Idle:
 class Workers:
     """At most `limits.workers` jobs at once, each in a worker of its bundle."""
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, limits: Limits, *, hidden: Iterable[Path] = ()) -> None:
+        """Prepare a pool that lives in `folder`; its workers cannot read what is `hidden`."""
         self._folder, self._limits = folder, limits
+        self._hidden = tuple(str(path) for path in hidden)
         self._slots = asyncio.Semaphore(limits.workers)
         self._idle: list[_Idle] = []
         self._stopping: set[asyncio.Task[None]] = set()
@@ -132,6 +134,7 @@ class Workers:
             uid=uid,
             gid=gid,
             processes=self._limits.processes,
+            hidden=self._hidden,
         )
         return await Worker.start(self._folder, sandbox, self._limits.pass_environment)
 

@@ -1,7 +1,8 @@
 """What a worker does to itself before it runs the code of others (in the child, Linux).
 
 It dies with the agent, yields the CPU and the disk, is the first to go when memory runs out, leaves
-no core files, adopts its orphans, and where the agent is root gives up root.
+no core files, adopts its orphans, cannot read the device's keys, and where the agent is root gives
+up root.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import resource
 import signal
 from pathlib import Path
 
+from skerry_edge.worker.hiding import hide
 from skerry_edge.worker.messages import Sandbox
 
 _PR_SET_PDEATHSIG = 1
@@ -34,6 +36,7 @@ def enter(sandbox: Sandbox) -> None:
     if sandbox.uid >= 0:
         _drop(sandbox)
     _control(_PR_SET_NO_NEW_PRIVS, 1)
+    hide(Path(folder) for folder in sandbox.hidden)
     # After a change of user: changing it clears the signal.
     _control(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != sandbox.agent_pid:
