@@ -11,12 +11,13 @@ import logging
 import shutil
 import time
 from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from skerry_protos import bundles
 from skerry_protos.errors import PeerError, SkerryError
-from skerry_protos.messages import BlobRef, DeviceId, Digest
+from skerry_protos.messages import BlobRef, DeviceId
 
 from skerry_cloud.runs import wishes
 from skerry_cloud.runs.apps import AppPlan
@@ -27,7 +28,7 @@ from skerry_cloud.runs.printed import Printed
 from skerry_cloud.runs.process import ServerProcess
 from skerry_cloud.runs.questions import Questions
 from skerry_cloud.runs.tasks import AppCode, TaskMaker
-from skerry_cloud.runs.world import BrokenRunError, Waiting, World
+from skerry_cloud.runs.world import BrokenRunError, GoneError, Waiting, World
 from skerry_cloud.store import runs as kept
 from skerry_cloud.store.runs import Event, Metric, Run
 
@@ -304,11 +305,19 @@ class Conductor:
 
     async def _keep_model(self, name: str) -> None:
         path = self._folder / "scratch" / name
-        ref = await asyncio.to_thread(self._world.blobs.adopt, path, role="model")
+        while True:
+            with contextlib.suppress(GoneError):
+                await self._adopt_model(path)
+                self._world.adopted(path)
+                return
+
+    async def _adopt_model(self, path: Path) -> None:
+        ref = await self._world.adopt(path, "model")
         data = {"digest": ref.digest, "bytes": ref.size}
         event = Event(kind="model", round=self.questions.round, data=data)
 
         def write(connection: sa.Connection) -> None:
+            self._world.require(ref)
             kept.keep_blob(connection, ref, "model", self.run.id)
             kept.update(connection, self.run.id, model=ref.digest)
             kept.note(connection, self.run.id, event)
@@ -331,25 +340,22 @@ class Conductor:
         with contextlib.suppress(SkerryError):
             await self._printed.close()
 
-        def write(connection: sa.Connection) -> list[Digest]:
+        def write(connection: sa.Connection) -> None:
             for part in parts:
                 kept.move(connection, part.task, TaskEvent.CANCEL, "the run ended")
             if event is RunEvent.ENDED:
                 kept.change(connection, self.run.id, RunEvent.STOP, why)
             kept.change(connection, self.run.id, event, why)
-            if event is RunEvent.LOST:
-                return []
-            return kept.forget_blobs(connection, self.run.id, ("task", "reply"))
+            if event is not RunEvent.LOST:
+                gone = kept.forget_blobs(connection, self.run.id, ("task", "reply"))
+                self._world.let_go(gone)
 
-        unneeded = await self._world.write(write)
+        await self._world.write(write)
+        await asyncio.to_thread(self._clean)
         if event is not RunEvent.LOST:
             await asyncio.gather(*self.questions.cancel(parts, "the run has ended"))
-        await asyncio.to_thread(self._clean, unneeded)
 
-    def _clean(self, unneeded: list[Digest]) -> None:
-        for digest in unneeded:
-            with contextlib.suppress(SkerryError):
-                self._world.blobs.remove(digest)
+    def _clean(self) -> None:
         for name in ("app", "scratch"):
             shutil.rmtree(self._folder / name, ignore_errors=True)
         with contextlib.suppress(OSError):  # what the app wrote there stays

@@ -29,7 +29,7 @@ from skerry_cloud.runs.tasks import (
     parcel_bytes,
 )
 from skerry_cloud.runs.wishes import Question
-from skerry_cloud.runs.world import Waiting, World, naming
+from skerry_cloud.runs.world import GoneError, Waiting, World, naming
 from skerry_cloud.store import runs as kept
 from skerry_cloud.store.runs import Event
 
@@ -108,9 +108,17 @@ class Questions:
         """Store a question's tasks, then send them."""
         if question.number in self._open:
             raise PeerError("the run's server side used a question's number twice")
-        contents = await self._contents(question)
-        exchange, order, absent = await self._plan(question, contents, maker)
-        await self._store(exchange, question, contents)
+        while True:
+            contents = await self._contents(question)
+            exchange, order, absent = await self._plan(question, contents, maker)
+            try:
+                await self._store(exchange, question, contents)
+                break
+            except GoneError:
+                continue
+        for content in question.contents:
+            if isinstance(content, str):
+                self._world.adopted(self._scratch / content)
         self._open[exchange.number] = exchange
         self._where |= dict.fromkeys(exchange.parts, exchange)
         self._say({"do": "asked", "ask": exchange.number, "tasks": order}, b"")
@@ -130,8 +138,7 @@ class Questions:
             if isinstance(content, bytes):
                 found.append(content)
             else:
-                path = self._scratch / content
-                found.append(await asyncio.to_thread(self._world.blobs.adopt, path, role="content"))
+                found.append(await self._world.adopt(self._scratch / content, "content"))
         return found
 
     async def _plan(
@@ -200,6 +207,7 @@ class Questions:
         def write(connection: sa.Connection) -> None:
             for content in contents:
                 if isinstance(content, BlobRef):
+                    self._world.require(content)
                     kept.keep_blob(connection, content, "task", self._run)
             kept.ask(connection, tasks)
             asked = Event(kind="asked", round=exchange.round, data=data)
@@ -268,6 +276,7 @@ class Questions:
             if not kept.move(connection, part.task, TaskEvent.REPLY, "", **values):
                 return False
             if isinstance(content, BlobRef):
+                self._world.require(content)  # if not, the device sends it again
                 kept.keep_blob(connection, content, "reply", self._run)
             kept.note(connection, self._run, event)
             return True

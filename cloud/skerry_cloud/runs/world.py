@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from skerry_protos.blobs import LocalBlobs
-from skerry_protos.errors import SkerryError
-from skerry_protos.messages import DeviceId
+from skerry_protos.errors import LinkError, SkerryError
+from skerry_protos.messages import BlobRef, DeviceId, Digest
 
 from skerry_cloud.fleets import Fleet
 from skerry_cloud.selectors import Selector
@@ -75,6 +76,42 @@ class World:
         value = await self.store.write(function)
         self.news.tell()
         return value
+
+    async def adopt(self, path: Path, role: str) -> BlobRef:
+        """Make a file a blob; a second name of it stays, so that it can be adopted again.
+
+        Two runs may have the same blob, and one may let go of it before the other has said in the
+        database that it is needed: `require` finds that out, in the transaction that says so.
+        """
+        return await asyncio.to_thread(self._adopt, path, role)
+
+    def _adopt(self, path: Path, role: str) -> BlobRef:
+        spare = path.with_suffix(".spare")
+        if spare.exists():
+            path.unlink(missing_ok=True)
+            os.link(spare, path)
+        else:
+            os.link(path, spare)
+        return self.blobs.adopt(path, role=role)
+
+    def adopted(self, path: Path) -> None:
+        """Forget the second name of a file that has been adopted for good."""
+        path.with_suffix(".spare").unlink(missing_ok=True)
+
+    def require(self, ref: BlobRef) -> None:
+        """Raise GoneError if the blob is not here; only in the database's writer, as `let_go`."""
+        if self.blobs.path(ref.digest) is None:
+            raise GoneError(f"another run let go of blob {ref.digest[:12]}: take it again")
+
+    def let_go(self, digests: Iterable[Digest]) -> None:
+        """Remove blobs nobody needs; only in the database's writer, which does one at a time."""
+        for digest in digests:
+            with contextlib.suppress(SkerryError):
+                self.blobs.remove(digest)
+
+
+class GoneError(LinkError):
+    """A blob was let go of in the moment it was taken: take it again."""
 
 
 class BrokenRunError(SkerryError):

@@ -66,7 +66,9 @@ def _fold(total: NDArray[Any], values: NDArray[Any], weight: float) -> None:
     for begin in range(0, total.size, BLOCK):
         part = total[begin : begin + BLOCK]
         out = product[: part.size]
-        np.multiply(values[begin : begin + BLOCK], weight, out=out, casting="unsafe")
+        block = values[begin : begin + BLOCK]
+        # Without dtype the product would be rounded to the values' own type first.
+        np.multiply(block, weight, out=out, dtype=out.dtype, casting="unsafe")
         part += out
 
 

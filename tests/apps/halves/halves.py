@@ -38,7 +38,9 @@ def train(model, data, config):
         case "exit":
             os._exit(3)
         case "slow":
-            time.sleep(30)
+            time.sleep(15)
+        case "pause":
+            time.sleep(4)
         case "weight":
             metrics["num_examples"] = 0
         case "metric":

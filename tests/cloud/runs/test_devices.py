@@ -26,14 +26,19 @@ async def fleet(tmp_path: Path) -> AsyncIterator[SmallFleet]:
 
 
 async def test_a_device_that_comes_back_goes_on(fleet: SmallFleet) -> None:
-    run = await fleet.begin(HALVES, rounds=2, run_config={"bad": "slow", "when": 1})
+    run = await fleet.begin(HALVES, rounds=1, run_config={"bad": "pause"})
     conductor = fleet.runs.under_way(run.id)
     assert conductor is not None
     await until(lambda: conductor.waiting()["on"] == ["one"])
     await fleet.stop("one")
     await until(lambda: "not connected: one" in conductor.waiting()["why"])
     assert (await fleet.runs.get(run.id)).state == "running"
-    await fleet.runs.stop(run.id, "test")
+    fleet.start("one")
+    ended = await fleet.ended(run)
+    assert ended.state == "completed", await fleet.story(run)
+    replies = [event["device"] for event in await fleet.events(run, "reply")]
+    assert sorted(replies) == ["one", "one", "three", "three", "two", "two"]
+    assert not await fleet.events(run, "late", "failure")
 
 
 async def test_a_device_that_was_away_gets_its_task_when_it_is_here(fleet: SmallFleet) -> None:
