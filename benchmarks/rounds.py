@@ -3,7 +3,7 @@
 The app (benchmarks/apps/echo) is one unmodified Flower app for all; it notes when each round began
 and ended. Every process is real; Skerry's traffic is mutual TLS and durable, Flower's plain and in
 memory, which is each one's way out of the box here. `floor` is the same bytes through plain
-loopback sockets (see _floor.py). The first round of a run warms up and is not counted.
+loopback sockets, `kept_floor` the same with TLS, SHA-256 and fsync (see _floor.py). The first round of a run warms up and is not counted.
 """
 
 import json
@@ -20,7 +20,7 @@ import psutil
 from skerry_devices.local import LocalFleet, plan_devices
 
 from benchmarks import _flower
-from benchmarks._floor import copy_floor
+from benchmarks._floor import copy_floor, kept_floor
 from benchmarks._measure import (
     QUICK,
     REPO,
@@ -199,9 +199,11 @@ def main() -> None:
     """Measure all cases, print a table and the JSON line."""
     rows: list[Figures] = []
     floors: dict[str, float] = {}
+    kept: dict[str, float] = {}
     for case in CASES:
         devices, megabytes = case
-        floors[f"{devices}x{megabytes:g}"] = copy_floor(devices, int(megabytes * 1e6))
+        name, size = f"{devices}x{megabytes:g}", int(megabytes * 1e6)
+        floors[name], kept[name] = copy_floor(devices, size), kept_floor(devices, size)
         rows += [skerry("grpc", case), skerry("mqtt", case), flower(case)]
     rows += [skerry(link, HEADLINE, fresh=True) for link in ("grpc", "mqtt")]
 
@@ -212,7 +214,8 @@ def main() -> None:
         ours = [getattr(row(f"skerry-{link}{suffix}"), attribute) for link in ("grpc", "mqtt")]
         return round(max(ours) / getattr(row("flower"), attribute), 4)
 
-    floor = floors[f"{HEADLINE[0]}x{HEADLINE[1]:g}"]
+    headline = f"{HEADLINE[0]}x{HEADLINE[1]:g}"
+    floor, kept_s = floors[headline], kept[headline]
     finish(
         {
             "benchmark": "rounds",
@@ -223,6 +226,9 @@ def main() -> None:
             "vs_flower_cpu_fresh": worst("cpu_seconds", "-fresh"),
             "vs_floor_grpc": round(row("skerry-grpc").seconds / floor, 2),
             "vs_floor_mqtt": round(row("skerry-mqtt").seconds / floor, 2),
+            "vs_kept_floor_grpc": round(row("skerry-grpc").seconds / kept_s, 2),
+            "vs_kept_floor_mqtt": round(row("skerry-mqtt").seconds / kept_s, 2),
+            "kept_floor_s": {name: round(value, 5) for name, value in kept.items()},
             "floor_s": {name: round(value, 5) for name, value in floors.items()},
             "rows": [asdict(each) for each in rows],
         }
