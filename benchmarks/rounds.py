@@ -3,7 +3,8 @@
 The app (benchmarks/apps/echo) is one unmodified Flower app for all; it notes when each round began
 and ended. Every process is real; Skerry's traffic is mutual TLS and durable, Flower's plain and in
 memory, which is each one's way out of the box here. `floor` is the same bytes through plain
-loopback sockets, `kept_floor` the same with TLS, SHA-256 and fsync (see _floor.py). The first round of a run warms up and is not counted.
+loopback sockets, `kept_floor` the same with TLS, SHA-256 and fsync (see _floor.py). The first round
+of a run warms up and is not counted.
 """
 
 import json
