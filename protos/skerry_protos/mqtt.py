@@ -14,9 +14,9 @@ import logging
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import aiomqtt
@@ -26,6 +26,8 @@ from paho.mqtt.enums import MQTTErrorCode
 from skerry_protos.errors import ConfigError, LinkError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CONNECT_S = 10.0
 KEEPALIVE_S = 30
@@ -57,6 +59,10 @@ class Address:
         return f"{'mqtts' if self.tls else 'mqtt'}://{self.host}:{self.port}"
 
 
+_old_brokers: set[tuple[str, int]] = set()
+"""Brokers of MQTT 3.1.1, so that not every connection of this process begins with a refusal."""
+
+
 def parse_url(url: str) -> tuple[bool, str, int]:
     """Return (TLS, host, port) of an mqtts:// or mqtt:// URL, or raise ConfigError."""
     parts = urlsplit(url)
@@ -74,7 +80,7 @@ class _Socket(ssl.SSLSocket):
     """paho leaves the socket open when the handshake fails, and waits a keep-alive for it."""
 
     def do_handshake(self, block: bool = False) -> None:
-        self.settimeout(CONNECT_S / 2)
+        self.settimeout(CONNECT_S)
         try:
             super().do_handshake(block)
         except BaseException:
@@ -111,7 +117,6 @@ class BrokerConnection(aiomqtt.Client):
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         )
         self._client.connect_timeout = CONNECT_S / 2
-        self.version = version
         self._address = address
         self._deliver = on_message
         self._on_lost = on_lost
@@ -201,7 +206,7 @@ class BrokerConnection(aiomqtt.Client):
     async def listen(self, *topics: str) -> None:
         """Subscribe to topics at QoS 0, or raise LinkError."""
         try:
-            codes = await self.subscribe([(topic, 0) for topic in topics])
+            codes = await self._answered(self.subscribe([(topic, 0) for topic in topics]))
         except (aiomqtt.MqttError, ValueError) as error:
             raise LinkError(f"{self._address}: cannot subscribe: {error}") from error
         refused = [t for t, code in zip(topics, codes, strict=True) if _number(code) >= 0x80]
@@ -213,11 +218,24 @@ class BrokerConnection(aiomqtt.Client):
         self._denied = False
         self._client.on_publish = self._on_publish
         try:
-            await self.publish(topic, payload, qos=1, retain=retain)
+            await self._answered(self.publish(topic, payload, qos=1, retain=retain))
         except aiomqtt.MqttError as error:
             raise LinkError(f"{self._address}: cannot publish {topic}: {error}") from error
         if self._denied:
             raise LinkError(f"{self._address} does not let {self._address.name} write to {topic}")
+
+    async def _answered(self, question: Coroutine[Any, Any, T]) -> T:
+        """Return the broker's answer; aiomqtt would wait for it when the connection is lost."""
+        asking = asyncio.create_task(question)
+        lost = asyncio.create_task(self.lost.wait())
+        try:
+            await asyncio.wait({asking, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise LinkError(self.why)
+            return asking.result()
+        finally:
+            asking.cancel()
+            lost.cancel()
 
     def ignore(self, topic: str) -> None:
         """Unsubscribe from a topic, without waiting for the broker's word."""
@@ -305,14 +323,14 @@ async def connect(
     on_message: Callable[[str, bytes], None],
     on_lost: Callable[[str], None] = lambda _why: None,
     will: aiomqtt.Will,
-    first: aiomqtt.ProtocolVersion = aiomqtt.ProtocolVersion.V5,
 ) -> BrokerConnection:
     """Return an open connection: MQTT 5 where the broker has it, else 3.1.1; or raise LinkError.
 
-    `on_message` is told every message's topic and packet; it must neither wait nor raise. `first`
-    is the version to try first: that of the connection before.
+    `on_message` is told every message's topic and packet; it must neither wait nor raise.
     """
-    for version in sorted(VERSIONS, key=lambda version: version is not first):
+    place = (address.host, address.port)
+    versions = VERSIONS if place not in _old_brokers else VERSIONS[::-1]
+    for version in versions:
         connection = BrokerConnection(
             address, on_message=on_message, on_lost=on_lost, will=will, version=version
         )
@@ -321,6 +339,10 @@ async def connect(
         except MqttConnectError as error:
             if _number(error.rc) not in UNSUPPORTED_VERSION:
                 raise LinkError(f"{address} refuses {address.name}: {error}") from error
+            if version is aiomqtt.ProtocolVersion.V5:
+                _old_brokers.add(place)
+            else:
+                _old_brokers.discard(place)
         else:
             return connection
     raise LinkError(f"{address} speaks neither MQTT 5 nor 3.1.1")

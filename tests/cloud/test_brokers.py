@@ -472,6 +472,22 @@ def test_the_production_rights_are_the_generated_ones() -> None:
     ]
 
 
+async def test_many_clients_connect_and_subscribe_at_once(broker: Broker, trust: Trust) -> None:
+    names = [f"dev-{number}" for number in range(40)]
+    async with client(broker, COORDINATOR, client_context(trust.server)) as cloud:
+        await cloud.connection.announce(STATUS, b"17", retain=True)
+        await cloud.connection.listen("skerry/v1/up/+")
+
+        async def visit(name: str) -> None:
+            async with client(broker, name, trust.device(name).context()) as device:
+                await device.connection.announce(up(name), b"hello")
+                await device.connection.listen(down(name), STATUS)
+                assert await device.receive() == (STATUS, b"17")
+
+        await asyncio.gather(*map(visit, names))
+        assert {await cloud.receive() for _ in names} == {(up(name), b"hello") for name in names}
+
+
 async def test_garbage_and_silence_do_not_harm_the_others(broker: Broker, trust: Trust) -> None:
     tls = trust.device(B).context()
     host, port = broker.address

@@ -190,3 +190,14 @@ async def test_a_coordinator_without_an_answer_from_its_registry_says_try_later(
     await until(lambda: bool(device.refusals), "it is refused for now")
     assert device.refusals[0].code == RefusalCode.BUSY
     assert device.refusals[0].retry_after_s > 0
+
+
+async def test_a_welcome_that_comes_twice_is_no_offence(harness: Harness) -> None:
+    device = await harness.device()
+    visit = harness.fleet.visit(device.id)
+    assert visit is not None
+    visit.welcome_again()
+    await device.link.deliver(parcel())
+    await harness.fleet.deliver(device.id, parcel())
+    assert harness.shore.wires(device.id) == 1 or harness.kind == "mqtt-embedded"
+    assert harness.fleet.visit(device.id) is visit

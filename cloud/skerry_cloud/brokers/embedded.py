@@ -271,6 +271,21 @@ class _Broker(AmqttBroker):  # type: ignore[misc]
         granted: int = await super().add_subscription((topic, 0), session)
         return granted
 
+    async def _publish_retained_messages_for_subscription(
+        self, subscription: tuple[str, int], session: Any
+    ) -> None:
+        # amqtt calls this at each connect for the filters of everybody, and fails when one is
+        # added meanwhile: never suspended here, and nothing for who has not subscribed.
+        wanted, _ = subscription
+        subscribers = self._subscriptions.get(wanted, ())
+        client = self._clients.get(session.client_id)
+        if client is None or all(other is not session for other, _ in subscribers):
+            return
+        for topic, kept in self._retained_messages.items():
+            if self._matches(topic, wanted):
+                packet = PublishPacket.build(topic, bytes(kept.data), None, False, 0, True)
+                client[1].write(packet.to_bytes())
+
     async def _topic_filtering(self, session: Any, topic: str, action: Any) -> bool:  # noqa: ARG002
         return True  # decided in add_subscription and _handle_message_delivery
 

@@ -90,7 +90,6 @@ class MqttFleet(Sessions):
         )
         self._broker = broker
         self._connection: BrokerConnection | None = None
-        self._version = aiomqtt.ProtocolVersion.V5
         self._keeper: asyncio.Task[None] | None = None
         self._publisher: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -142,9 +141,7 @@ class MqttFleet(Sessions):
             Address(host=host, port=port, name=COORDINATOR, tls=tls),
             on_message=self._take,
             will=aiomqtt.Will(STATUS, b"", retain=True),
-            first=self._version,
         )
-        self._version = connection.version
         self._connection = connection
         try:
             await connection.listen(UP_ALL)

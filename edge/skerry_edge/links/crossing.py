@@ -169,6 +169,8 @@ class Crossing:
         self._why = ""
         async with asyncio.timeout(HELLO_S) as limit, self._dial() as connection:
             await self._greet(connection)
+            if limit.expired():
+                raise TimeoutError  # at the same moment as the Welcome: no more time, all the same
             limit.reschedule(None)
             reading = asyncio.create_task(connection.read(self._take))
             broken = asyncio.create_task(self._broken.wait())
@@ -212,6 +214,8 @@ class Crossing:
         """Take one packet of the session."""
         try:
             for frame, data in unpack_all(packet):
+                if frame.HasField("welcome"):
+                    continue  # again, since our Hello was said again: the first has done
                 if not frame.HasField("refusal"):
                     self.session.receive(frame, data)
                 elif frame.session in {0, self.session.number}:

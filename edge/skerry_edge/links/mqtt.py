@@ -99,7 +99,6 @@ class MqttLink(Crossing):
         self._up, self._down = up(config.device), down(config.device)
         self._credentials = config.credentials if secure else None
         self._connection: BrokerConnection | None = None
-        self._version = aiomqtt.ProtocolVersion.V5
         self._epoch = b""
         self._came = asyncio.Event()  # set while the coordinator is connected to the broker
         self._wire: MqttWire | None = None
@@ -153,7 +152,6 @@ class MqttLink(Crossing):
             on_message=self._hear,
             on_lost=self._lost,
             will=aiomqtt.Will(self._up, b""),
-            first=self._version,
         )
         try:
             # Whatever connection we had before is gone; and may we write to our topic at all?
@@ -166,7 +164,7 @@ class MqttLink(Crossing):
         except BaseException:
             await connection.close()
             raise
-        self._connection, self._version = connection, connection.version
+        self._connection = connection
         return connection
 
     async def _hang_up(self) -> None:
