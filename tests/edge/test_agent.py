@@ -15,7 +15,7 @@ from skerry_edge.agent import Agent
 from skerry_edge.conditions import Readings
 from skerry_edge.config import read_config
 from skerry_edge.identity import Identity
-from skerry_edge.worker.hiding import available
+from skerry_protos.hiding import available
 from skerry_protos.errors import RefusalCode, RefusedError, RejectedError
 from skerry_protos.messages import DeviceId, Parcel, ParcelId, ParcelKind
 from skerry_protos.v1 import work_pb2
@@ -46,7 +46,7 @@ def run_agent(tmp_path: Path, cloud: Cloud) -> RunAgent:
         home = tmp_path / "home"
         if not home.exists():
             cloud.enrol(home, DEVICE, kind="memory", url=f"memory://{tmp_path.name}")
-        tables = {"limits": {"worker_idle_s": 60, "seconds": 20}, **tables}
+        tables = {"limits": {"worker_idle_s": 60, "seconds": 20, "niceness": 0}, **tables}
         config = read_config(home, tables)
         agent = Agent(config, Identity.load(home))
         running = asyncio.create_task(agent.run())

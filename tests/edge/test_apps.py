@@ -15,6 +15,7 @@ from skerry_edge.apps import App, AppFailure, flower, load_app, native
 from skerry_edge.worker.messages import Job
 from skerry_protos.records import Records, decode, to_bytes
 from skerry_protos.tensors import DType, Tensor
+from skerry_protos.weights import load_tensors, tensors_of
 
 MakeApp = Callable[..., tuple[App, Job]]
 
@@ -210,7 +211,7 @@ def test_a_torch_model_is_trained_in_place(make_app: MakeApp) -> None:
 """
     )
     net = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.BatchNorm1d(1))
-    arrays = native.arrays_of(net)
+    arrays = tensors_of(net)
     asked = decode(to_bytes(Records(arrays={"arrays": arrays}, configs=ASKED.configs)))
     reply, state = app.handle(job, asked, None)
     assert state is None
@@ -239,17 +240,17 @@ def test_every_torch_type_comes_back_as_it_went(dtype: torch.dtype) -> None:
     holder = Holder(
         x=value.clone(), empty=torch.zeros(0, 2, dtype=dtype), scalar=torch.ones((), dtype=dtype)
     )
-    tensors = decode(to_bytes(Records(arrays={"arrays": native.arrays_of(holder)})))
+    tensors = decode(to_bytes(Records(arrays={"arrays": tensors_of(holder)})))
     buffers = dict(holder.named_buffers())
     buffers["x"].zero_()
-    native.load_arrays(holder, tensors.arrays["arrays"])
+    load_tensors(holder, tensors.arrays["arrays"])
     assert torch.equal(buffers["x"], value)
     assert buffers["scalar"] == 1
 
 
 def test_bfloat16_is_its_own_type() -> None:
     holder = Holder(x=torch.ones(3, dtype=torch.bfloat16))
-    assert native.arrays_of(holder)["x"].dtype is DType.BFLOAT16
+    assert tensors_of(holder)["x"].dtype is DType.BFLOAT16
 
 
 @pytest.mark.parametrize(
