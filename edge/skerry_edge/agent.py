@@ -28,7 +28,7 @@ from skerry_protos.versions import installed_version
 from skerry_edge import telemetry
 from skerry_edge.bundles import Bundles
 from skerry_edge.clock import Clock
-from skerry_edge.conditions import Readings, waiting_for
+from skerry_edge.conditions import Readings, interrupted_by, waiting_for
 from skerry_edge.config import AgentConfig
 from skerry_edge.heartbeat import State, heartbeat
 from skerry_edge.identity import Identity, LinkAddress
@@ -209,6 +209,7 @@ class Agent:
         name = task.parcel.id
         doing = asyncio.create_task(self._workshop.perform(task, workers, spent), name=name)
         self._working[name] = doing
+        minding = asyncio.create_task(self._mind(task, doing))
         self._changed()
         try:
             self._offer(await doing)
@@ -219,10 +220,24 @@ class Agent:
                 doing.cancel()
                 await asyncio.wait({doing})
                 raise
-            self._journal.add(f"task {name} was cancelled", run=task.parcel.run)
+            if name in self._ledger.inbox:  # interrupted: it begins again when it may
+                self._queue.put_nowait((task, time.monotonic()))
+            else:
+                self._journal.add(f"task {name} was cancelled", run=task.parcel.run)
         finally:
+            minding.cancel()
             del self._working[name]
             self._changed()
+
+    async def _mind(self, task: Task, doing: "asyncio.Task[Parcel]") -> None:
+        """Stop a task that has begun when the conditions say so."""
+        while self._config.conditions.interrupt:
+            await asyncio.sleep(RECHECK_S)
+            why = interrupted_by(self._config.conditions, self._look(), datetime.now())
+            if why is not None:
+                self._journal.add(f"task {task.parcel.id} interrupted: {why}", run=task.parcel.run)
+                doing.cancel()
+                return
 
     async def _drop(self, task: Task, why: str) -> None:
         """Give a task up, and say why."""

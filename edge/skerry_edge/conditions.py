@@ -5,7 +5,7 @@ which one it waits for and until when.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
 
 _HOURS = re.compile(r"(\d{1,2}):(\d{2})-(\d{1,2}):(\d{2})")
@@ -45,6 +45,8 @@ class Conditions:
     """Begin only below this temperature, degrees Celsius (0: whatever it is)."""
     min_disk_mb: int = 64
     """Begin only with this much free disk."""
+    interrupt: bool = False
+    """Also stop a task that has begun when one of them, but `idle_below`, no longer holds."""
 
     def __post_init__(self) -> None:
         for text in self.hours:
@@ -76,6 +78,14 @@ def waiting_for(conditions: Conditions, readings: Readings, now: datetime) -> st
         or _machine(conditions, readings)
     )
     return unmet or None
+
+
+def interrupted_by(conditions: Conditions, readings: Readings, now: datetime) -> str | None:
+    """Return which condition stops a task that has begun; None when none does."""
+    if not conditions.interrupt:
+        return None
+    # The task itself keeps the CPU busy and fills the disk.
+    return waiting_for(replace(conditions, idle_below=0.0, min_disk_mb=0), readings, now)
 
 
 def _hours(hours: tuple[str, ...], now: datetime) -> str:

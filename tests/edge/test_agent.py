@@ -15,8 +15,8 @@ from skerry_edge.agent import Agent
 from skerry_edge.conditions import Readings
 from skerry_edge.config import read_config
 from skerry_edge.identity import Identity
-from skerry_protos.hiding import available
 from skerry_protos.errors import RefusalCode, RefusedError, RejectedError
+from skerry_protos.hiding import available
 from skerry_protos.messages import DeviceId, Parcel, ParcelId, ParcelKind
 from skerry_protos.v1 import work_pb2
 
@@ -316,6 +316,39 @@ async def test_a_condition_keeps_tasks_and_the_heartbeat_says_so(
         assert not cloud.replies
         look = Readings(charging=True)
         await cloud.answered(parcel.id)
+
+
+async def test_an_interrupted_task_begins_again_when_it_may(
+    cloud: Cloud,
+    run_agent: RunAgent,
+    write_app: WriteApp,
+    notes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    look = Readings(charging=True)
+    monkeypatch.setattr("skerry_edge.telemetry.read_machine", lambda *_, **__: look)
+    monkeypatch.setattr("skerry_edge.agent.RECHECK_S", 0.05)
+    note = notes / "runs"
+    body = f"""
+        import time
+        with open({str(note)!r}, "a+") as file:
+            file.write("x")
+            file.seek(0)
+            first = file.read() == "x"
+        if first:
+            time.sleep(60)
+    """
+    parcel = cloud.task(cloud.bundle(write_app(native(body))), SMALL)
+    async with run_agent(conditions={"charging": True, "interrupt": True}) as agent:
+        await agent.accept(parcel)
+        await until(lambda: note.exists() and note.read_text() == "x")
+        look = Readings(charging=False)
+        await until(lambda: any(beat.state == "waiting" for beat in cloud.beats))
+        assert not cloud.replies
+        look = Readings(charging=True)
+        await cloud.answered(parcel.id)
+        await until(lambda: "interrupted: charging" in " ".join(cloud.lines["agent"]))
+    assert note.read_text() == "xx"
 
 
 async def test_a_revoked_device_ends_with_the_reason(cloud: Cloud, run_agent: RunAgent) -> None:

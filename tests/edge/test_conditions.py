@@ -3,7 +3,7 @@
 from datetime import datetime
 
 import pytest
-from skerry_edge.conditions import Conditions, Readings, waiting_for
+from skerry_edge.conditions import Conditions, Readings, interrupted_by, waiting_for
 
 NOON = datetime(2026, 3, 4, 12, 0)
 
@@ -50,6 +50,16 @@ def test_hours_say_until_when(hour: int, minute: int, until: str | None) -> None
     conditions = Conditions(hours=("22:00-06:00", "12:30-13:00"))
     found = waiting_for(conditions, Readings(), NOON.replace(hour=hour, minute=minute))
     assert found is None if until is None else found is not None and found.endswith(until)
+
+
+def test_what_a_task_does_itself_does_not_interrupt_it() -> None:
+    strict = Conditions(idle_below=0.2, min_disk_mb=100, min_battery=30, interrupt=True)
+    busy = Readings(busy=1.0, disk_free_bytes=0, battery_percent=50)
+    assert waiting_for(strict, busy, NOON) is not None
+    assert interrupted_by(strict, busy, NOON) is None
+    empty = Readings(battery_percent=10)
+    assert interrupted_by(strict, empty, NOON) is not None
+    assert interrupted_by(Conditions(min_battery=30), empty, NOON) is None
 
 
 def test_the_next_opening_may_be_tomorrow() -> None:

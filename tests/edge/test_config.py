@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from skerry_edge.config import load_config
+from skerry_edge.__main__ import COMMANDS
+from skerry_edge.config import load_config, settings
 from skerry_protos.errors import ConfigError
 
 
@@ -43,3 +44,9 @@ def test_a_mistake_names_its_place(tmp_path: Path, text: str, says: str) -> None
     (tmp_path / "agent.toml").write_text(text)
     with pytest.raises(ConfigError, match=says):
         load_config(tmp_path)
+
+
+def test_every_setting_and_command_is_documented() -> None:
+    text = Path("docs/devices.md").read_text()
+    assert not [name for name in settings() if f"`{name.partition('.')[2]}`" not in text]
+    assert not [name for name in COMMANDS if f"skerry-agent {name}" not in text]
