@@ -33,12 +33,14 @@ CONNECT_S = 10.0
 KEEPALIVE_S = 30
 BUFFER: Final = 256 * 1024
 """Bytes written and not on the socket yet, beyond which `push` waits."""
-FEW: Final = 4
-"""Packets that are never so many bytes."""
-FRAME: Final = 1024
-"""Room for what is not data in a packet."""
-PACKET: Final = 64 * 1024 + FRAME
-"""Largest packet we make, where the broker takes it: a chunk of 64 KiB with its frame."""
+BUFFERED: Final = 64
+"""The same in packets, for small ones."""
+CHUNK: Final = 64 * 1024
+"""Largest chunk of a blob (RELIABILITY.md 1.8)."""
+FRAME: Final = 512
+"""Room for what is not data of a frame."""
+PACKET: Final = 4 * (CHUNK + FRAME)
+"""Largest packet we make, where the broker takes it: pieces of a stream share one."""
 ENVELOPE: Final = 160
 """Bytes that MQTT adds to a packet at most: header, topic and properties."""
 VERSIONS: Final = (aiomqtt.ProtocolVersion.V5, aiomqtt.ProtocolVersion.V311)
@@ -132,6 +134,11 @@ class BrokerConnection(aiomqtt.Client):
         self.why = ""
 
     @property
+    def chunk(self) -> int:
+        """The largest chunk of a blob."""
+        return min(CHUNK, self.max_packet - FRAME)
+
+    @property
     def max_packet(self) -> int:
         """The largest packet to make: ours, or less where the broker says so (MQTT 5).
 
@@ -189,7 +196,10 @@ class BrokerConnection(aiomqtt.Client):
     @property
     def _full(self) -> bool:
         waiting = self._client._out_packet
-        return len(waiting) >= FEW and sum(packet["to_process"] for packet in waiting) >= BUFFER
+        if not waiting:
+            return False
+        left = sum(packet["to_process"] for packet in waiting)
+        return len(waiting) >= BUFFERED or left >= BUFFER
 
     def push_now(self, topic: str, packet: bytes) -> None:
         """Send one packet at QoS 0 without waiting."""

@@ -16,7 +16,7 @@ from typing import Any, Self
 import aiomqtt
 from skerry_protos.errors import LinkError, PeerError, RefusalCode, RefusedError
 from skerry_protos.messages import BlobRef, DeviceId, Digest
-from skerry_protos.mqtt import FRAME, PACKET, Address, BrokerConnection, connect
+from skerry_protos.mqtt import CHUNK, Address, BrokerConnection, connect
 from skerry_protos.partials import STEP
 from skerry_protos.seams import Blobs
 from skerry_protos.session import Inflow, Limits, chunk_packet, unpack_all
@@ -49,7 +49,7 @@ class MqttWire:
         self._topic = topic
         self._over = False
         self.max_packet = connection.max_packet
-        self.chunk = self.max_packet - FRAME
+        self.chunk = connection.chunk
 
     async def send(self, packet: bytes) -> None:
         if self._over:
@@ -282,7 +282,7 @@ class MqttFleet(Sessions):
         offsets = list(request.offsets)
         known = self._casts.get(Digest(request.digest.hex()))
         chunk = request.chunk
-        if known is None or not STEP <= chunk <= PACKET - FRAME:
+        if known is None or not STEP <= chunk <= CHUNK:
             return offsets
         if any(offset % chunk or offset >= known.ref.size for offset in offsets):
             return offsets

@@ -13,7 +13,7 @@ from types import TracebackType
 import aiomqtt
 from skerry_protos.errors import ConfigError, LinkError, PeerError, RefusedError, SkerryError
 from skerry_protos.messages import Digest
-from skerry_protos.mqtt import FRAME, Address, BrokerConnection, connect, parse_url
+from skerry_protos.mqtt import Address, BrokerConnection, connect, parse_url
 from skerry_protos.session import unpack
 from skerry_protos.session.handshake import HELLO_S
 from skerry_protos.topics import STATUS, cast, down, up
@@ -37,7 +37,7 @@ class MqttWire:
         self._take: Callable[[bytes], None] | None = None
         self._over: SkerryError | None = None
         self.max_packet = self.max_received = connection.max_packet
-        self.chunk = self.max_packet - FRAME
+        self.chunk = connection.chunk
 
     async def send(self, packet: bytes) -> None:
         if self._over is not None:
