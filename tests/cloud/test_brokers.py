@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import getpass
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -13,29 +12,21 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
-import aiomqtt
 import pytest
 from skerry_cloud.brokers import Broker, BrokerConfig, client_context, open_broker
 from skerry_cloud.brokers.mosquitto import Mosquitto, rights
 from skerry_protos.errors import ConfigError, LinkError
 from skerry_protos.messages import DeviceId, Digest
-from skerry_protos.mqtt import Address, BrokerConnection, connect
 from skerry_protos.topics import COORDINATOR, STATUS, cast, down, up
 
 from tests.certificates import Trust
+from tests.mqtt import Client, client, listens, mosquitto_present, mosquitto_program
 
 pytestmark = [pytest.mark.broker, pytest.mark.network]
 
 A, B = DeviceId("dev-a"), DeviceId("dev-b")
 ROOT = Path(__file__).parents[2]
 DIGEST = Digest("ab" * 32)
-
-
-def mosquitto_present() -> bool:
-    """Return whether the tests may use a mosquitto."""
-    return not os.environ.get("SKERRY_TEST_NO_MOSQUITTO") and bool(
-        shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
-    )
 
 
 needs_mosquitto = pytest.mark.skipif(not mosquitto_present(), reason="no mosquitto")
@@ -56,34 +47,6 @@ def config(request: pytest.FixtureRequest, trust: Trust, tmp_path: Path) -> Brok
 async def broker(config: BrokerConfig) -> AsyncIterator[Broker]:
     async with open_broker(config) as opened:
         yield opened
-
-
-class Client:
-    """A raw MQTT client that keeps what it received."""
-
-    def __init__(self, connection: BrokerConnection, inbox: asyncio.Queue[tuple[str, bytes]]):
-        self.connection = connection
-        self.inbox = inbox
-
-    async def receive(self) -> tuple[str, bytes]:
-        return await asyncio.wait_for(self.inbox.get(), 5)
-
-
-@contextlib.asynccontextmanager
-async def client(
-    broker: Broker, name: str, tls: ssl.SSLContext | None, will: str = ""
-) -> AsyncIterator[Client]:
-    inbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
-    host, port = broker.address
-    connection = await connect(
-        Address(host=host, port=port, name=name, tls=tls),
-        on_message=lambda topic, packet: inbox.put_nowait((topic, packet)),
-        will=aiomqtt.Will(will or up(name), b""),
-    )
-    try:
-        yield Client(connection, inbox)
-    finally:
-        await connection.close()
 
 
 async def eventually(what: str, holds: Callable[[], bool], within_s: float = 10) -> None:
@@ -433,10 +396,8 @@ async def test_the_production_configuration_in_docker_carries_a_fleet_s_rights(
         assert there in text
         text = text.replace(there, here)
     (tmp_path / "mosquitto.conf").write_text(text)
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
-    assert program is not None
     process = await asyncio.create_subprocess_exec(
-        program,
+        mosquitto_program(),
         "-c",
         str(tmp_path / "mosquitto.conf"),
         stdout=asyncio.subprocess.DEVNULL,
@@ -456,13 +417,6 @@ async def test_the_production_configuration_in_docker_carries_a_fleet_s_rights(
     finally:
         process.terminate()
         await process.wait()
-
-
-def listens(port: int) -> bool:
-    """Return whether something listens on a port of 127.0.0.1."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
 
 
 def test_the_production_rights_are_the_generated_ones() -> None:

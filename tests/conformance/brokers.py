@@ -1,7 +1,5 @@
 """The shores behind an MQTT broker: the embedded one, and mosquitto where it is on this machine."""
 
-import os
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -19,13 +17,7 @@ from skerry_protos.messages import DeviceId
 from tests.certificates import Trust
 from tests.conformance.harness import Shore, transport
 from tests.faults import FaultProxy
-
-
-def mosquitto_present() -> bool:
-    """Return whether the tests may use a mosquitto; SKERRY_TEST_NO_MOSQUITTO=1 hides it."""
-    return os.environ.get("SKERRY_TEST_NO_MOSQUITTO") != "1" and bool(
-        shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    )
+from tests.mqtt import mosquitto_present
 
 
 class MqttShore:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -22,9 +21,8 @@ from skerry_protos.messages import BODY_LIMIT, BlobRef, DeviceId, Parcel
 from skerry_protos.topics import up
 
 from tests.certificates import Trust
-from tests.cloud.test_brokers import client, listens
-from tests.conformance.brokers import mosquitto_present
 from tests.conformance.harness import Afloat, Ashore, parcel, until
+from tests.mqtt import client, listens, mosquitto_present, mosquitto_program
 
 pytestmark = [pytest.mark.broker, pytest.mark.network]
 needs_mosquitto = pytest.mark.skipif(not mosquitto_present(), reason="no mosquitto")
@@ -179,10 +177,8 @@ async def default_mosquitto(folder: Path) -> AsyncIterator[str]:
         port = probe.getsockname()[1]
     conf = folder / "default.conf"
     conf.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nlog_dest none\n")
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
-    assert program is not None
     process = await asyncio.create_subprocess_exec(
-        program, "-c", str(conf), stderr=asyncio.subprocess.DEVNULL
+        mosquitto_program(), "-c", str(conf), stderr=asyncio.subprocess.DEVNULL
     )
     try:
         await until(lambda: listens(port), "mosquitto listens")
