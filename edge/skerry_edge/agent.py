@@ -7,7 +7,6 @@ and runs in another process (`worker`), and each wait has a reason that the hear
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -20,24 +19,22 @@ from skerry_protos.errors import (
     RejectedError,
     SkerryError,
 )
-from skerry_protos.messages import Parcel, ParcelId, ParcelKind, new_id
+from skerry_protos.messages import Parcel, ParcelId, ParcelKind
 from skerry_protos.seams import Stream
 from skerry_protos.v1 import work_pb2
 from skerry_protos.versions import installed_version
 
-from skerry_edge import telemetry
 from skerry_edge.bundles import Bundles
 from skerry_edge.clock import Clock
-from skerry_edge.conditions import Readings, interrupted_by, waiting_for
+from skerry_edge.conditions import interrupted_by, waiting_for
 from skerry_edge.config import AgentConfig
-from skerry_edge.heartbeat import State, heartbeat
 from skerry_edge.identity import Identity, LinkAddress
 from skerry_edge.journal import Journal
 from skerry_edge.links import LinkConfig, open_link
 from skerry_edge.outbox import HELD_LIMIT, REPLY, Ledger, Seen, reply_id
 from skerry_edge.renewal import Renewal
+from skerry_edge.reporter import Reporter
 from skerry_edge.routes import Open, Route, ways
-from skerry_edge.status import Status, write_status
 from skerry_edge.tasks import Spent, Task, read_task
 from skerry_edge.work import Workshop
 from skerry_edge.worker.pool import Workers
@@ -69,9 +66,18 @@ class Agent:
             ways(identity.links, config.agent.link),
             self._link_config,
             failover_s=config.agent.failover_s,
-            on_change=self._changed,
             opener=opener,
         )
+        self._reporter = Reporter(
+            config,
+            identity.device,
+            route=self._route,
+            ledger=self._ledger,
+            clock=self._clock,
+            journal=self._journal,
+            renewal=self._renewal,
+        )
+        self._route.on_change = self._reporter.changed
         self._workshop = Workshop(
             config,
             identity.device,
@@ -87,10 +93,6 @@ class Agent:
         self._queue: asyncio.Queue[tuple[Task, float]] = asyncio.Queue()
         self._working: dict[ParcelId, asyncio.Task[Parcel]] = {}
         self._offered: dict[ParcelId, asyncio.Task[None]] = {}
-        self._waiting = ""
-        self._every_s = config.agent.heartbeat_s or identity.heartbeat_s
-        self._metered = config.agent.metered
-        self._beat_now = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -102,14 +104,14 @@ class Agent:
                 await self._go_on()
                 for _ in range(self._config.limits.workers):
                     group.create_task(self._work(workers), name="work")
-                group.create_task(self._beat(), name="heartbeat")
-                group.create_task(self._renewal.run(self._ask_renewal), name="renewal")
-                group.create_task(self._report(), name="journal")
+                group.create_task(self._reporter.beat(), name="heartbeat")
+                group.create_task(self._renewal.run(self._reporter.ask_renewal), name="renewal")
+                group.create_task(self._reporter.print(), name="journal")
                 group.create_task(self._route.run(), name="route")
         except BaseExceptionGroup as several:
             raise _first(several) from several
         finally:
-            self._write_status("stopped")
+            self._reporter.changed("stopped")
 
     @contextlib.asynccontextmanager
     async def _open_workers(self) -> AsyncIterator[Workers]:
@@ -192,16 +194,13 @@ class Agent:
             if task.parcel.expired(self._clock.now()):
                 await self._drop(task, "its deadline passed while it waited")
                 return False
-            conditions, look = self._config.conditions, self._look()
+            conditions, look = self._config.conditions, self._reporter.look()
             why = waiting_for(conditions, look, datetime.now()) or ""
-            if why != self._waiting:
-                self._waiting = why
-                self._changed()
-                self._beat_now.set()
+            self._reporter.wait(why)
             if not why:
                 return True
             await asyncio.sleep(RECHECK_S)
-        self._waiting = ""
+        self._reporter.wait("")
         return False
 
     async def _perform(self, task: Task, workers: Workers, spent: Spent) -> None:
@@ -210,7 +209,7 @@ class Agent:
         doing = asyncio.create_task(self._workshop.perform(task, workers, spent), name=name)
         self._working[name] = doing
         minding = asyncio.create_task(self._mind(task, doing))
-        self._changed()
+        self._reporter.work(+1)
         try:
             self._offer(await doing)
         except DeadlineError:
@@ -227,13 +226,13 @@ class Agent:
         finally:
             minding.cancel()
             del self._working[name]
-            self._changed()
+            self._reporter.work(-1)
 
     async def _mind(self, task: Task, doing: "asyncio.Task[Parcel]") -> None:
         """Stop a task that has begun when the conditions say so."""
         while self._config.conditions.interrupt:
             await asyncio.sleep(RECHECK_S)
-            why = interrupted_by(self._config.conditions, self._look(), datetime.now())
+            why = interrupted_by(self._config.conditions, self._reporter.look(), datetime.now())
             if why is not None:
                 self._journal.add(f"task {task.parcel.id} interrupted: {why}", run=task.parcel.run)
                 doing.cancel()
@@ -241,7 +240,7 @@ class Agent:
 
     async def _drop(self, task: Task, why: str) -> None:
         """Give a task up, and say why."""
-        self._waiting = ""
+        self._reporter.wait("")
         log.warning("task %s dropped: %s", task.parcel.id, why)
         self._journal.add(
             f"task {task.parcel.id} dropped: {why}", run=task.parcel.run, level="warning"
@@ -280,60 +279,7 @@ class Agent:
             self._journal.add(f"reply {reply.id}: {error}", run=reply.run, level="warning")
         await self._close(reply.id.removesuffix(REPLY))
         await asyncio.to_thread(self._workshop.tidy, reply)
-        self._changed()
-
-    # Telling.
-
-    async def _beat(self) -> None:
-        """Send heartbeats while there is a connection; the newest replaces all before it."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._every_s):
-                    await self._beat_now.wait()
-            self._beat_now.clear()
-            if self._config.agent.metered is None:
-                self._metered = await asyncio.to_thread(telemetry.ask_metered)
-            if self._route.connected:
-                await self._send(ParcelKind.HEARTBEAT, self._heartbeat().SerializeToString())
-
-    async def _send(self, kind: ParcelKind, body: bytes) -> None:
-        """Send a parcel that is worth nothing once the next one is due."""
-        deadline = time.time() + self._every_s
-        parcel = Parcel(
-            id=ParcelId(new_id(f"{kind}-")), kind=kind, deadline_unix_s=deadline, body=body
-        )
-        with contextlib.suppress(DeadlineError, RejectedError):
-            await self._route.deliver(parcel)
-
-    def _heartbeat(self) -> work_pb2.Heartbeat:
-        return heartbeat(
-            self._look(),
-            profile=self._config.agent.profile,
-            state=self._state(),
-            waiting_for=self._waiting,
-            tasks=[parcel.id for parcel in self._ledger.inbox],
-        )
-
-    async def _ask_renewal(self, csr: bytes) -> None:
-        await self._send(ParcelKind.RENEW, csr)
-
-    async def _report(self) -> None:
-        """Send lines of apps and of our own, in batches."""
-        while True:
-            await asyncio.sleep(JOURNAL_S)
-            if not (self._route.connected and len(self._journal)):
-                continue
-            for parcel in self._journal.parcels():
-                with contextlib.suppress(DeadlineError, RejectedError):
-                    await self._route.deliver(parcel)
-
-    def _look(self) -> Readings:
-        return telemetry.read_machine(self._config.home, metered=self._metered)
-
-    def _state(self) -> State:
-        if self._working:
-            return "working"
-        return "waiting" if self._waiting else "idle"
+        self._reporter.changed()
 
     # Identity and link.
 
@@ -348,35 +294,9 @@ class Agent:
             blobs=self._blobs,
             receiver=self,
             on_state=self._route.state,
-            on_welcome=self._welcome,
+            on_welcome=self._reporter.welcome,
             on_refused=self._route.refused,
         )
-
-    def _welcome(self, unix_s: float, every_s: float) -> None:
-        self._clock.set(unix_s)
-        self._every_s = self._config.agent.heartbeat_s or every_s or self._every_s
-        self._beat_now.set()
-
-    def _changed(self) -> None:
-        self._write_status(self._state())
-
-    def _write_status(self, state: str) -> None:
-        route = self._route
-        status = Status(
-            pid=os.getpid(),
-            device=self._device,
-            state=state,
-            link=route.address.url if route.address else "",
-            connected=route.connected,
-            why=route.why,
-            waiting_for=self._waiting,
-            tasks=[parcel.id for parcel in self._ledger.inbox],
-            replies=len(self._ledger.outbox),
-            clock_offset_s=round(self._clock.offset_s, 3),
-            certificate_until=self._renewal.identity.valid_until,
-        )
-        with contextlib.suppress(OSError):  # a full disk: the heartbeat says so
-            write_status(self._config.home, status)
 
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:

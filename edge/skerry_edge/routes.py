@@ -55,11 +55,11 @@ class Route:
         make: MakeConfig,
         *,
         failover_s: float,
-        on_change: Callable[[], None] = lambda: None,
         opener: Open = open_link,
     ) -> None:
         self._addresses, self._make, self._opener = tuple(addresses), make, opener
-        self._failover_s, self._on_change = failover_s, on_change
+        self._failover_s = failover_s
+        self.on_change: Callable[[], None] = lambda: None
         self._link: Link | None = None
         self._opened = asyncio.Event()
         self._changed = asyncio.Event()
@@ -146,7 +146,7 @@ class Route:
     def _note(self, why: str) -> None:
         self.why = why
         self._changed.set()
-        self._on_change()
+        self.on_change()
 
     async def deliver(self, parcel: Parcel) -> None:
         """Deliver over whatever link is open; raise RejectedError or DeadlineError."""
