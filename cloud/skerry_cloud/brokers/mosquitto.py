@@ -9,9 +9,9 @@ import asyncio
 import base64
 import contextlib
 import ctypes
-import getpass
 import hashlib
 import logging
+import os
 import secrets
 import signal
 import sys
@@ -213,7 +213,7 @@ class Mosquitto:
         lines = [
             "# Written by skerry-coordinator at each start; changes are lost.",
             "per_listener_settings false",
-            f"user {getpass.getuser()}",
+            "user root" if os.geteuid() == 0 else "# it runs as the coordinator's user",
             "persistence false",
             "sys_interval 0",
             "set_tcp_nodelay true",
