@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from skerry_cloud.brokers import BrokerConfig, open_broker
+from skerry_cloud.coordinator import secrets_in
 from skerry_cloud.fleets import Fleet
 from skerry_cloud.fleets.grpc import GrpcFleet
 from skerry_cloud.fleets.memory import MemoryFleet
@@ -180,6 +181,7 @@ async def small_fleet(
             roster=registry,
             sign=authority.sign_bundle,
             folder=home / "runs",
+            hidden=lambda: secrets_in(home),
         )
         registry.attach(fleet=fleet, work=runs)
         await stack.enter_async_context(runs)

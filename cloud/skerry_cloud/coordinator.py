@@ -96,6 +96,7 @@ async def running(config: CoordinatorConfig) -> AsyncIterator[Addresses]:
             roster=registry,
             sign=authority.sign_bundle,
             folder=config.home / "runs",
+            hidden=lambda: secrets_in(config.home),
         )
         registry.attach(fleet=fleet, work=runs)
         await stack.enter_async_context(runs)
@@ -190,6 +191,11 @@ def open_blobs(config: CoordinatorConfig) -> LocalBlobs:
     from skerry_cloud.store.objects import ObjectBlobs
 
     return ObjectBlobs(folder, config.objects)
+
+
+def secrets_in(home: Path) -> list[Path]:
+    """Return what a run's server side must not see: all in the home but runs' files and blobs."""
+    return [path for path in home.iterdir() if path.name not in {"runs", "blobs"}]
 
 
 async def open_for_mqtt(

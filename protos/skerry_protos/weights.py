@@ -93,8 +93,11 @@ def _copy(tensor: Tensor) -> Any:
 
 
 def _same_names(tensors: Iterable[str], expected: Iterable[str]) -> None:
-    if odd := sorted(set(tensors) ^ set(expected)):
-        raise PeerError(f"the weights and the model differ on {odd[0]!r}")
+    got, own = set(tensors), set(expected)
+    if lacking := sorted(own - got):
+        raise PeerError(f"the model has an array {lacking[0]!r}, the weights that came do not")
+    if odd := sorted(got - own):
+        raise PeerError(f"the weights that came have an array {odd[0]!r}, the model does not")
 
 
 def _not_a_model(model: Any) -> ConfigError:

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from skerry_protos.errors import SkerryError
+from skerry_protos.hiding import hide
 
 from skerry_cloud.runs.asker import Asker, EndedError
 from skerry_cloud.runs.channel import ChildEnd
 from skerry_cloud.strategies import RoundPlan
 
 PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
 NICENESS = 5
 
 
@@ -35,6 +37,7 @@ def main() -> int:
         said, _ = end.receive()
     except EOFError:
         return 1
+    hide(Path(folder) for folder in said["hidden"])
     try:
         _run(end, said)
     except EndedError:
@@ -97,7 +100,9 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         parent = os.getppid()
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # hiding needs it, and an app needs no setuid
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
 

@@ -139,6 +139,7 @@ class Conductor:
             "kind": self._plan.manifest.kind,
             "app": str(self._folder / "app"),
             "scratch": str(self._folder / "scratch"),
+            "hidden": [str(path) for path in self._world.hidden()],
             "server": self._plan.manifest.server,
             "number": self.run.number,
             "run_config": dict(self._plan.run_config),

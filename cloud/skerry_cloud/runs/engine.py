@@ -9,7 +9,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -74,10 +74,18 @@ class Runs:
         roster: Roster,
         sign: bundles.Sign,
         folder: Path,
+        hidden: Callable[[], list[Path]] = list,
     ) -> None:
+        """Keep runs' files in `folder`; `hidden` names what their server sides must not see."""
         self.news = News()
         self._world = World(
-            store=store, blobs=blobs, fleet=fleet, roster=roster, folder=folder, news=self.news
+            store=store,
+            blobs=blobs,
+            fleet=fleet,
+            roster=roster,
+            folder=folder,
+            hidden=hidden,
+            news=self.news,
         )
         self.store = store
         self.blobs = blobs

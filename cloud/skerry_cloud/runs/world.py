@@ -69,6 +69,7 @@ class World:
     fleet: Fleet
     roster: Roster
     folder: Path  # one subfolder per run
+    hidden: Callable[[], list[Path]]  # what a server side must not see
     news: News
 
     async def write(self, function: Callable[[sa.Connection], T]) -> T:

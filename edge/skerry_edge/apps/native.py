@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from skerry_protos.records import Records
-from skerry_protos.tensors import DType, Tensor
+from skerry_protos.weights import load_tensors, tensors_of
 
 from skerry_edge.apps import AppFailure, FailureCode
 from skerry_edge.worker.messages import Job
@@ -58,11 +58,12 @@ class NativeApp:
         config = {**job.run_config, **content.configs.get(CONFIG, {})}
         _seed(config.get("seed"), job)
         model = self._function("model")()
-        load_arrays(model, content.arrays.get(ARRAYS, {}))
+        if tensors := content.arrays.get(ARRAYS):  # none: the model stays as it was made
+            load_tensors(model, tensors)
         data = self._load(job)
         if kind == "train":
             metrics = _call(self._function("train"), model, data, config)
-            arrays = {ARRAYS: arrays_of(model)}
+            arrays = {ARRAYS: tensors_of(model)}
         elif kind == "evaluate":
             metrics = _call(self._function("evaluate"), model, data, config)
             arrays = {}
@@ -112,33 +113,6 @@ def device_of(job: Job) -> Device:
         partitions=int(job.node_config.get("num-partitions", 1)),
         config=job.node_config,
     )
-
-
-def load_arrays(model: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Put the tensors into the model; nothing to put leaves it as it was made."""
-    if not tensors:
-        return
-    if hasattr(model, "load_state_dict"):
-        model.load_state_dict({name: _like_torch(tensor) for name, tensor in tensors.items()})
-    elif isinstance(model, dict):
-        _same_names(tensors, model)
-        model.update({name: tensor.numpy().copy() for name, tensor in tensors.items()})
-    elif isinstance(model, list):
-        _same_names(tensors, [str(index) for index in range(len(model))])
-        model[:] = [tensors[str(index)].numpy().copy() for index in range(len(model))]
-    else:
-        raise AppFailure(FailureCode.LOAD, _not_a_model(model))
-
-
-def arrays_of(model: Any) -> dict[str, Tensor]:
-    """Return the model's arrays as tensors, over the same memory where it is on the CPU."""
-    if hasattr(model, "state_dict"):
-        return {name: _of_torch(value) for name, value in model.state_dict().items()}
-    if isinstance(model, dict):
-        return {str(name): Tensor.of(np.asarray(value)) for name, value in model.items()}
-    if isinstance(model, list):
-        return {str(index): Tensor.of(np.asarray(value)) for index, value in enumerate(model)}
-    raise AppFailure(FailureCode.LOAD, _not_a_model(model))
 
 
 def metrics_of(returned: Any, data: Any) -> dict[str, Any]:
@@ -211,47 +185,3 @@ def _seed(seed: Any, job: Job) -> None:
     np.random.seed(mixed)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(mixed)
-
-
-def _like_torch(tensor: Tensor) -> Any:
-    """Return a torch tensor over the same bytes."""
-    import torch
-
-    if not tensor.nbytes:
-        return torch.empty(tensor.shape, dtype=_torch_type(tensor.dtype))
-    # A read-only view is fine: load_state_dict copies; a writable one spares torch's warning.
-    flat = np.frombuffer(tensor.data, dtype=np.uint8)
-    flat = flat if flat.flags.writeable else flat.copy()
-    return torch.from_numpy(flat).view(_torch_type(tensor.dtype)).reshape(tensor.shape)
-
-
-def _of_torch(value: Any) -> Tensor:
-    import torch
-
-    if not isinstance(value, torch.Tensor):
-        return Tensor.of(np.asarray(value))
-    plain = value.detach().cpu().contiguous()
-    for dtype in (DType.BFLOAT16, DType.FLOAT8_E4M3FN, DType.FLOAT8_E5M2):
-        if plain.dtype == _torch_type(dtype):
-            bits = torch.int16 if dtype is DType.BFLOAT16 else torch.uint8
-            return Tensor.of_bits(dtype, plain.view(bits).numpy().view(dtype.numpy_code))
-    return Tensor.of(plain.numpy())
-
-
-def _torch_type(dtype: DType) -> Any:
-    import torch
-
-    return getattr(torch, dtype.name.lower())
-
-
-def _same_names(tensors: Mapping[str, Tensor], expected: Any) -> None:
-    if set(tensors) != set(expected):
-        reason = f"the model has arrays {sorted(expected)}; got {sorted(tensors)}"
-        raise AppFailure(FailureCode.RAISED, reason)
-
-
-def _not_a_model(model: Any) -> str:
-    return (
-        f"model() returned {type(model).__name__}; expected a torch module, anything with "
-        "state_dict() and load_state_dict(), or a dict or list of arrays"
-    )

@@ -12,7 +12,8 @@ import resource
 import signal
 from pathlib import Path
 
-from skerry_edge.worker.hiding import hide
+from skerry_protos.hiding import hide
+
 from skerry_edge.worker.messages import Sandbox
 
 _PR_SET_PDEATHSIG = 1

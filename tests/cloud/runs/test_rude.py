@@ -9,6 +9,7 @@ import psutil
 import pytest
 from skerry_cloud.store.runs import Run
 from skerry_protos.errors import ConfigError
+from skerry_protos.hiding import available
 
 from tests.fleet import SmallFleet, small_fleet, until
 
@@ -83,6 +84,17 @@ def left_over(run: Run) -> list[psutil.Process]:
         except (psutil.Error, OSError):
             continue
     return found
+
+
+@pytest.mark.skipif(not available(), reason="this kernel has no Landlock")
+async def test_a_server_side_cannot_read_the_coordinators_keys(fleet: SmallFleet) -> None:
+    keys = [path for path in fleet.home.rglob("*") if path.is_file() and "key" in path.name]
+    assert keys
+    for key in keys:
+        run = await fleet.begin(RUDE, run_config={"server": "peek", "peek": str(key)})
+        run = await fleet.ended(run)
+        assert run.state == "failed"
+        assert "raised PermissionError" in run.why
 
 
 async def test_an_app_may_leave_by_exit_0(fleet: SmallFleet) -> None:

@@ -1,9 +1,10 @@
-"""Hiding the device's keys from its workers, which run as the same user: Landlock (Linux 5.13).
+"""Hiding folders from a process that runs the code of others: Landlock (Linux 5.13).
 
-Landlock names what a process may touch, not what it may not: so everything is allowed but the
-folders on the way to what is hidden, of which each other entry is. What is made directly in one of
-those folders afterwards is out of a worker's reach too. Python has no binding; these are three
-system calls of the kernel's stable interface (landlock(7)).
+A device hides its keys from its workers so, the coordinator its own from the server side of runs;
+both run as the same user. Landlock names what a process may touch, not what it may not: so
+everything is allowed but the folders on the way to what is hidden, of which each other entry is.
+What is made directly in one of those folders afterwards is out of reach too. Python has no binding;
+these are three system calls of the kernel's stable interface (landlock(7)).
 """
 
 import ctypes
