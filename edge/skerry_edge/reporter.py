@@ -5,6 +5,7 @@ import contextlib
 import os
 import time
 
+from skerry_protos.allocator import give_memory_back
 from skerry_protos.errors import DeadlineError, RejectedError
 from skerry_protos.messages import DeviceId, Parcel, ParcelId, ParcelKind, new_id
 
@@ -43,6 +44,7 @@ class Reporter:
         self._metered = config.agent.metered
         self._now = asyncio.Event()
         self._working = 0
+        self._worked = False
         self._waiting = ""
 
     @property
@@ -55,6 +57,7 @@ class Reporter:
     def work(self, change: int) -> None:
         """Note that so many tasks more (or less) are worked on."""
         self._working += change
+        self._worked = True
         self.changed()
 
     def wait(self, why: str) -> None:
@@ -81,6 +84,9 @@ class Reporter:
                 async with asyncio.timeout(self._every_s):
                     await self._now.wait()
             self._now.clear()
+            if self._worked and not self._working:
+                self._worked = False
+                give_memory_back()
             if self._config.agent.metered is None:
                 self._metered = await asyncio.to_thread(telemetry.ask_metered)
             if self._route.connected:

@@ -7,6 +7,8 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+from skerry_protos.allocator import share_arenas
+
 from skerry_edge.agent import Agent
 from skerry_edge.config import AgentConfig, load_config
 from skerry_edge.identity import Identity
@@ -22,6 +24,7 @@ def run(home: Path, *, link: str | None = None) -> int:
         config = replace(config, agent=replace(config.agent, link=link))
     identity = Identity.load(home)
     _log_to_stderr(config.agent.log_level)
+    share_arenas(2)
     # Workers that run as another user read apps and models here; keys are kept from them anyway.
     os.umask(0o022 if config.limits.user else 0o077)
     with alone(home):
