@@ -27,12 +27,13 @@ STREAM_TURNS: Final = 8
 """Stream packets sent for one blob chunk while both wait."""
 SLACK: Final = 256
 BATCH: Final = 256 * 1024
-"""Small frames share a packet up to about this size, where the wire takes it."""
+"""Small frames share a packet up to about this size, on a reliable wire."""
 PIECE: Final = 2
 """Chunks in the largest piece of a stream on a reliable wire."""
 SMALLEST_CHUNK: Final = 8 * 1024
 CUTS: Final = 2
 """Wires in a row that were cut before one chunk had crossed: then chunks become half as large."""
+HALVINGS: Final = 8
 RECOVERED: Final = 8 * 1024**2
 """Bytes across one wire after which chunks may grow again by one step."""
 
@@ -73,6 +74,7 @@ class Lanes:
         self._streams: deque[Source] = deque()
         self._blobs: deque[Source] = deque()
         self._turns = 0
+        self._chunk_taken = False
         self._halvings = 0
         self._cuts = 0
         self._moved = 0
@@ -118,7 +120,7 @@ class Lanes:
         else:
             self._cuts += 1
             if self._cuts % CUTS == 0:
-                self._halvings += 1
+                self._halvings = min(self._halvings + 1, HALVINGS)
 
     def _fit(self, wire: Wire, max_packet: int) -> None:
         """Set what fits on `wire`; the other side takes packets of `max_packet`."""
@@ -129,8 +131,8 @@ class Lanes:
         if self._halvings:
             room = min(room, max(SMALLEST_CHUNK, room >> self._halvings))
         self.chunk = max(STEP, room // STEP * STEP)
-        most = int(self.chunk * PIECE) if self.reliable else self.chunk
-        self.piece = max(1, min(most + SLACK, data))
+        most = self.chunk * PIECE if self.reliable else self.chunk
+        self.piece = min(most + SLACK, data)
         # What is too large for the path is the packet, however many frames are in it.
         self._room = self.piece + OVERHEAD if self._halvings else self.max_packet
 
@@ -192,6 +194,7 @@ class Lanes:
     def _gather(self) -> bytes | None:
         """Return the next packet: what waits, as far as it fits; None when nothing does."""
         parts: list[Buffer] = []
+        self._chunk_taken = False
         room = self._room
         least = self.piece + OVERHEAD  # any piece fits while there is so much room
         enough = max(room - BATCH, 0) if self.reliable else 0
@@ -209,6 +212,8 @@ class Lanes:
             parts += found
             room -= sum(map(len, found))
             count += 1
+            if self._chunk_taken:
+                break  # the other side may have asked for small ones because large packets fail
         return b"".join(parts) if parts else None
 
     def _control_parts(self, room: int, *, alone: bool) -> list[Buffer] | None:
@@ -232,13 +237,16 @@ class Lanes:
 
     def _data_parts(self) -> list[Buffer] | None:
         """Return a piece of the next stream or blob."""
+        self._chunk_taken = False
         if self._streams and (self._turns < STREAM_TURNS or not self._blobs):
             parts = self._turn(self._streams)
             if parts is not None:
                 self._turns += 1
                 return parts
         self._turns = 0
-        return self._turn(self._blobs) or self._turn(self._streams)
+        parts = self._turn(self._blobs)
+        self._chunk_taken = parts is not None
+        return parts or self._turn(self._streams)
 
     def _turn(self, lane: deque[Source]) -> list[Buffer] | None:
         """Return what the next source of a lane that has something sends."""

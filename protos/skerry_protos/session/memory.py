@@ -28,6 +28,7 @@ class Faults:
     reorder: float = 0.0  # it overtakes nothing, but is overtaken by those of the next moment
     corrupt: float = 0.0  # one bit flips
     cut: float = 0.0  # both directions end
+    cut_after: int = 0  # bytes one way after which both end, what passed before arrives; 0: never
     delay_s: float = 0.0
     max_packet: int = 4 * 1024**2
     chunk: int = 512 * 1024
@@ -43,12 +44,13 @@ class _Way:
 
     def __init__(self, faults: Faults, seed: str) -> None:
         self._faults = faults
-        self._simple = faults.reliable and not faults.cut and not faults.delay_s
+        self._simple = faults.reliable and not (faults.cut or faults.delay_s)
+        self._thrown = 0
         self._dice = random.Random(seed)  # noqa: S311 - faults must be the same for the same seed
         self.packets: deque[bytes] = deque()
         self.under_way = 0
+        self._due_s = 0.0
         self.finished = False
-        self._held: list[bytes] = []
         self.readable = asyncio.Event()
         self.writable = asyncio.Event()
         self.writable.set()
@@ -67,6 +69,11 @@ class _Way:
             self.writable.set()
         return packet
 
+    def worn(self, packet: bytes) -> bool:
+        """Return whether the packet is more than the wire bears."""
+        self._thrown += len(packet)
+        return 0 < self._faults.cut_after < self._thrown
+
     def throw(self, packet: bytes) -> bool:
         """Send a packet through the faults; False when the wire is cut by it."""
         if self._simple:
@@ -83,15 +90,20 @@ class _Way:
             packet = bytes(hurt)
         for _ in range(2 if dice() < faults.duplicate else 1):
             late = 0.001 + 0.01 * dice() if dice() < faults.reorder else 0.0
-            self._after(packet, faults.delay_s + late)
+            self._after(packet, faults.delay_s, late)
         return True
 
-    def _after(self, packet: bytes, delay_s: float) -> None:
-        if delay_s:
-            self.under_way += 1
-            asyncio.get_running_loop().call_later(delay_s, self._arrive, packet)
-        else:
+    def _after(self, packet: bytes, delay_s: float, late_s: float) -> None:
+        if not (delay_s or late_s):
             self.put(packet)
+            return
+        loop = asyncio.get_running_loop()
+        self.under_way += 1
+        due_s = loop.time() + delay_s + late_s
+        if not late_s:
+            # Timers of the same moment fire in any order, packets must not.
+            due_s = self._due_s = max(due_s, self._due_s + 1e-6)
+        loop.call_at(due_s, self._arrive, packet)
 
     def _arrive(self, packet: bytes) -> None:
         self.under_way -= 1
@@ -122,6 +134,8 @@ class MemoryEnd:
         self.sent_packets += 1
         if self.silent:
             await asyncio.sleep(0)
+        elif way.worn(packet):
+            self.finish()
         elif not way.throw(packet):
             self.close()
         elif self.sent_packets % (PACKETS // 4) == 0:
@@ -130,12 +144,13 @@ class MemoryEnd:
     async def receive(self) -> bytes:
         """Return the next packet; raise LinkError once the wire is cut."""
         way = self._inward
-        while not self._cut.is_set() or (way.finished and way.packets):
+        while not self._cut.is_set() or (way.finished and (way.packets or way.under_way)):
             if way.packets:
                 packet = way.take()
                 if self.silent:
                     continue
                 return packet
+            way.readable.clear()
             await way.readable.wait()
         raise LinkError("the wire was cut")
 

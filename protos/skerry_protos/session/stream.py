@@ -64,6 +64,7 @@ class LiveStream:
         # out
         self._out = Outflow()
         self._sent = 0
+        self._most = 0  # the most that was ever sent
         self._credit = opening.limit
         self._met = not opener  # the other side knows of the stream
         self._paused = False  # until the other side says what it has, after a cut
@@ -219,6 +220,7 @@ class LiveStream:
         if size > 0:
             start = self._sent
             self._sent += size
+            self._most = max(self._most, self._sent)
             if not lanes.reliable:
                 if self._timed is None:
                     self._timed = (self._sent, self._loop.time())
@@ -287,14 +289,13 @@ class LiveStream:
     def take_credit(self, credit: pb.StreamCredit) -> None:
         """Take what the other side says it has and will take."""
         out = self._out
-        if credit.received > self._sent and not self._paused:
+        if credit.received > self._most:
             raise PeerError(f"stream {self.number}: more is acknowledged than was sent")
         self._met = True
         before = out.acked
         progress = out.ack(credit.received)
-        if self._paused:
-            self._paused = False
-            self._sent = out.acked
+        self._sent = out.acked if self._paused else max(self._sent, out.acked)
+        self._paused = False
         if progress:
             self._progress(out.acked - before)
         if credit.held > out.acked and not self._lanes.reliable:
@@ -410,18 +411,25 @@ class LiveStream:
         self._repair = self._timed = None
         self._recover = self._tries = 0
         self._end_sent = False
+        # What was sent before may be there: sending it at once could wear out each next wire too.
+        self._paused = self._met or self._sent > 0
         if self._met:
-            self._paused = True
             self._send_credit()
         else:
-            self._sent = self._out.acked
             self.send_open()
         self._arm()
         self._lanes.stream_ready(self)
 
     def answer_open(self) -> None:
-        """Answer an opening, also a repeated one: say what may be sent."""
+        """Answer an opening, also a repeated one: say what may be sent.
+
+        Who repeats it has heard nothing yet, so there is nothing to wait for before sending.
+        """
+        if self._paused:
+            self._paused = False
+            self._sent = self._out.acked
         self._send_credit()
+        self._lanes.stream_ready(self)
 
     def detach(self) -> None:
         """Stop the clocks until the next wire; the deadline goes on."""

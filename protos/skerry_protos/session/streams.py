@@ -238,7 +238,7 @@ class Streams:
         stream = self._live.get(credit.stream)
         if stream is not None:
             stream.take_credit(credit)
-        elif self._known(credit.stream) and not credit.ended:
+        elif self._known(credit.stream) and credit.limit:  # of a stream that lives on there
             self._answer_gone(credit.stream)
 
     def take_end(self, end: pb.StreamEnd) -> None:
@@ -279,6 +279,7 @@ class Streams:
             self._acknowledge(number)
 
     def _acknowledge(self, number: int) -> None:
+        """Say that the stream is over here; without a limit, so that it needs no answer."""
         credit = pb.StreamCredit(stream=number, ended=True)
         self._lanes.control(("credit", number), pb.Frame(stream_credit=credit))
 

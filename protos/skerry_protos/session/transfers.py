@@ -39,10 +39,10 @@ STALLED_S: Final = 5.0
 class _Asked:
     """One chunk that was asked for."""
 
-    __slots__ = ("at_s", "left", "repair", "size")
+    __slots__ = ("at_s", "repair", "size")
 
     def __init__(self, size: int, at_s: float, *, repair: bool) -> None:
-        self.size = self.left = size
+        self.size = size
         self.at_s = at_s
         self.repair = repair
 
@@ -212,9 +212,8 @@ class Transfer:
             self._lanes.moved(size)
         if asked is None:
             return
-        asked.left -= size
-        if asked.left > 0 and new:
-            return
+        if size < asked.size and self.partial.missing(1, base) == [base]:
+            return  # a part of it
         del self._asked[base]
         self._inflow.give(asked.size)
         if not asked.repair:
