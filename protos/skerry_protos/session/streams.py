@@ -255,7 +255,7 @@ class Streams:
             text = end.message[:TEXT_LIMIT]
             code = end.code[:64]
             stream.fail(DeadlineError(text) if code == DEADLINE else RejectedError(code, text))
-        elif not self._known(number):
+        elif number % 2 == self._first_theirs % 2 and number not in self._seen:
             self._seen.add(number)  # its opening may still come, and must not be served
         self._acknowledge(number)
 
