@@ -43,6 +43,11 @@ class Source(Protocol):
 
     waiting: bool  # in a lane now; kept by Lanes
 
+    @property
+    def more(self) -> bool:
+        """Whether there may be something to send right after what was sent."""
+        ...
+
     def next_parts(self) -> list[Buffer] | None:
         """Return the parts of the next frame, or None when there is nothing to send now."""
         ...
@@ -255,7 +260,7 @@ class Lanes:
             source.waiting = False
             parts = source.next_parts()
             if parts is not None:
-                if not source.waiting:
+                if source.more and not source.waiting:
                     source.waiting = True
                     lane.append(source)
                 return parts

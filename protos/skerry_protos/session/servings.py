@@ -30,6 +30,11 @@ class _Serving:
         self.wanted: dict[int, int] = {}  # offset: bytes, in the order asked for
         self._lanes = lanes
 
+    @property
+    def more(self) -> bool:
+        """Whether more chunks are asked for."""
+        return bool(self.wanted)
+
     def next_parts(self) -> list[Buffer] | None:
         """Return the next chunk; one larger than the wire takes goes in several."""
         if not self.wanted:

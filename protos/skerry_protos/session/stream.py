@@ -87,7 +87,7 @@ class LiveStream:
         self._end: int | None = None
         self._draining = False
         self._ack_timer: asyncio.TimerHandle | None = None
-        self._changed = asyncio.Event()
+        self._waiters: list[asyncio.Future[None]] = []
 
     # --- for the one who uses it
 
@@ -193,10 +193,30 @@ class LiveStream:
         return out.written < self._credit and out.written - out.acked < self._limits.stream_window
 
     async def _change(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
+        """Wait until something changes; a reader and a writer may wait at once."""
+        change = self._loop.create_future()
+        self._waiters.append(change)
+        try:
+            await change
+        except asyncio.CancelledError:
+            if change in self._waiters:
+                self._waiters.remove(change)
+            raise
+
+    def _wake(self) -> None:
+        """Let who waits for a change look again."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     # --- out
+
+    @property
+    def more(self) -> bool:
+        """Whether there may be more to send now: bytes, a repair or the end."""
+        written = self._out.written
+        return self._sent < written or self._ending or self._repair is not None
 
     def next_parts(self) -> list[Buffer] | None:
         """Return the next piece to send; see lanes.Source."""
@@ -302,13 +322,13 @@ class LiveStream:
             self._mend(credit.held, progress=progress)
         self._credit = max(self._credit, credit.limit)
         if progress or self._roomy:
-            self._changed.set()
+            self._wake()
         if credit.ended and not self._end_acked:
             if not self._ever_ended:
                 self.fail(LinkError("the other side has forgotten the stream"))
                 return
             self._end_acked = True
-            self._changed.set()
+            self._wake()
             self._check_over()
         self._lanes.stream_ready(self)
 
@@ -350,7 +370,7 @@ class LiveStream:
             if self._draining:
                 self._in.drop()
             elif self._in.waiting >= self._need:
-                self._changed.set()
+                self._wake()
             self._check_end()
         if self._lanes.reliable:
             self._grant()
@@ -374,7 +394,7 @@ class LiveStream:
 
     def _check_end(self) -> None:
         if self._ended:
-            self._changed.set()
+            self._wake()
             self._send_credit()
             self._check_over()
 
@@ -455,5 +475,5 @@ class LiveStream:
     def _stop(self, code: str, message: str) -> None:
         self.detach()
         self._deadline.cancel()
-        self._changed.set()
+        self._wake()
         self._on_over(self, code, message)
