@@ -45,8 +45,9 @@ class Renewal:
                 log.warning("the certificate was not renewed: %s", error)
             if self.identity.needs_renewal(self._clock.now()):
                 await self._ask(send)
-            life_s = self.identity.valid_until - self.identity.valid_from
-            await asyncio.sleep(min(LOOK_S, life_s / 20))
+            # Of what is left, not of the whole life: that begins before the certificate was made.
+            left_s = self.identity.valid_until - self._clock.now()
+            await asyncio.sleep(min(LOOK_S, max(1.0, left_s / 4)))
 
     async def _ask(self, send: SendRequest) -> None:
         self._renewed.clear()
