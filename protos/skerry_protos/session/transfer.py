@@ -1,0 +1,222 @@
+"""One blob on its way in: ask for chunks within a window, and ask again.
+
+The receiver drives. Chunks asked for and not here are `_asked`; on a wire that loses packets
+those overdue are asked for again as repairs, the window shrinks (additive increase, multiplicative
+decrease), and chunks that keep failing are asked for in smaller pieces.
+"""
+
+import asyncio
+import zlib
+from typing import Final
+
+from skerry_protos.errors import (
+    PeerError,
+    SkerryError,
+)
+from skerry_protos.messages import BlobRef
+from skerry_protos.seams import Partial
+from skerry_protos.session.lanes import SMALLEST_CHUNK, Lanes
+from skerry_protos.session.limits import Inflow, Limits
+from skerry_protos.session.timing import RoundTrip
+from skerry_protos.v1 import fleet_pb2 as pb
+
+RELIABLE_TIMEOUT_S: Final = 30.0
+"""On a wire that loses nothing, the other side must have dropped the request by then."""
+FIRST_WINDOW: Final = 4
+FAILURES: Final = 2
+"""Time-outs in a row without one chunk: then chunks become half as large."""
+STALLED_S: Final = 5.0
+"""A session that gets nothing for so long lets another one that offers the blob try."""
+
+
+class _Asked:
+    """One chunk that was asked for."""
+
+    __slots__ = ("at_s", "repair", "size")
+
+    def __init__(self, size: int, at_s: float, *, repair: bool) -> None:
+        self.size = size
+        self.at_s = at_s
+        self.repair = repair
+
+
+class Transfer:
+    """One blob that this session is fetching; `done` is set when every byte is here."""
+
+    def __init__(
+        self, ref: BlobRef, partial: Partial, lanes: Lanes, limits: Limits, inflow: Inflow
+    ) -> None:
+        self.ref = ref
+        self.partial = partial
+        self._digest = bytes.fromhex(ref.digest)
+        self._lanes = lanes
+        self._limits = limits
+        self._inflow = inflow
+        self._round_trip = RoundTrip()
+        self._loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self._loop.create_future()
+        self._asked: dict[int, _Asked] = {}
+        self._cursor = 0
+        self._serial = 0
+        self._window = float(FIRST_WINDOW)
+        self._tries = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self.moved_s = self._loop.time()
+        self._finish()
+
+    def attach(self) -> None:
+        """Ask on the new wire for what is missing."""
+        self.partial.chunk = self._lanes.chunk
+        self._window = float(FIRST_WINDOW)
+        self._cursor = self._tries = 0
+        self.moved_s = self._loop.time()
+        self.pump()
+
+    def detach(self) -> None:
+        """Give up what was asked for on the old wire."""
+        self._forget()
+
+    def _forget(self) -> None:
+        for asked in self._asked.values():
+            self._inflow.give(asked.size)
+        self._asked.clear()
+        self._inflow.leave(self.pump)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def end(self, error: SkerryError | None = None) -> None:
+        """Stop asking; with an error, fail."""
+        self._forget()
+        if error is not None and not self.done.done():
+            self.done.set_exception(error)
+            self.done.exception()
+
+    @property
+    def _most(self) -> int:
+        if self._lanes.reliable:
+            return self._limits.window
+        return max(1, min(self._limits.window, int(self._window)))
+
+    def pump(self) -> None:
+        """Ask for more chunks, as many as window and fan-in allow."""
+        if self._lanes.wire is None or self.done.done():
+            self._inflow.leave(self.pump)
+            return
+        most = self._most
+        room = most - len(self._asked)
+        if room <= 0 or (self._asked and room < most // 2):
+            return
+        chunk, size = self.partial.chunk, self.ref.size
+        now = self._loop.time()
+        offsets: list[int] = []
+        missing = self.partial.missing(room, self._cursor)
+        if not missing and not self._asked:
+            missing = self.partial.missing(room)  # something asked for was lost on the way here
+        for offset in missing:
+            length = min(chunk, size - offset)
+            if not self._inflow.take(length):
+                self._inflow.wait(self.pump)
+                break
+            self._asked[offset] = _Asked(length, now, repair=False)
+            self._cursor = offset + chunk
+            offsets.append(offset)
+        if offsets:
+            self._request(offsets, repair=False)
+
+    def _request(self, offsets: list[int], *, repair: bool) -> None:
+        self._serial += 1
+        request = pb.BlobRequest(
+            digest=self._digest,
+            size=self.ref.size,
+            chunk=self.partial.chunk,
+            offsets=offsets,
+            repair=repair,
+        )
+        key = ("request", self._digest, self._serial)
+        self._lanes.control(key, pb.Frame(blob_request=request))
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is None and self._asked:
+            oldest = next(iter(self._asked.values())).at_s
+            wait = oldest + self._timeout_s() - self._loop.time()
+            self._timer = self._loop.call_later(max(0.01, wait), self._look)
+
+    def _timeout_s(self) -> float:
+        if self._lanes.reliable:
+            return RELIABLE_TIMEOUT_S
+        return self._round_trip.timeout_s(self._tries)
+
+    def _look(self) -> None:
+        """Ask again, as repairs, for the chunks that are overdue."""
+        self._timer = None
+        if self._lanes.wire is None or self.done.done():
+            return
+        before = self._loop.time() - self._timeout_s()
+        overdue = [offset for offset, asked in self._asked.items() if asked.at_s <= before]
+        if overdue:
+            self._window = max(1.0, self._window / 2)
+            self._tries += 1
+            if self._tries % FAILURES == 0 and self.partial.chunk > SMALLEST_CHUNK:
+                self._shrink()
+                return
+            self._repair(overdue)
+        self._arm()
+
+    def _repair(self, offsets: list[int]) -> None:
+        now = self._loop.time()
+        for offset in offsets:
+            asked = self._asked.pop(offset)
+            asked.at_s, asked.repair = now, True
+            self._asked[offset] = asked  # at the end: the oldest come first
+        self._request(offsets, repair=True)
+
+    def _shrink(self) -> None:
+        """Ask for smaller chunks from now on."""
+        self.partial.chunk = max(SMALLEST_CHUNK, self.partial.chunk // 2)
+        self._forget()
+        self._cursor = 0
+        self.pump()
+
+    def take(self, offset: int, crc32: int, data: memoryview) -> None:
+        """Keep a chunk, asked for or from a broadcast."""
+        if self.done.done():
+            return
+        if zlib.crc32(data) != crc32:
+            base = offset // self.partial.chunk * self.partial.chunk
+            if base in self._asked:
+                self._repair([base])
+            return
+        try:
+            new = self.partial.write(offset, data)
+        except PeerError:
+            raise
+        except SkerryError as error:
+            self.end(error)
+            return
+        self._arrived(offset, len(data), new=new)
+        self._finish()
+        self.pump()
+
+    def _arrived(self, offset: int, size: int, *, new: bool) -> None:
+        base = offset // self.partial.chunk * self.partial.chunk
+        asked = self._asked.get(base)
+        now = self._loop.time()
+        if new:
+            self._tries, self.moved_s = 0, now
+            self._lanes.moved(size)
+        if asked is None:
+            return
+        if size < asked.size and self.partial.missing(1, base) == [base]:
+            return  # a part of it
+        del self._asked[base]
+        self._inflow.give(asked.size)
+        if not asked.repair:
+            self._round_trip.sample(now - asked.at_s)
+            self._window = min(float(self._limits.window), self._window + 1 / self._window)
+
+    def _finish(self) -> None:
+        if self.partial.complete and not self.done.done():
+            self._forget()
+            self.done.set_result(None)
