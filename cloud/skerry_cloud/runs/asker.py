@@ -1,6 +1,6 @@
 """The server side's view of its devices: ask them, hear what they answer. Runs in the child.
 
-No framework here: native apps use it as it is, Flower apps through strategies/flower.py. Any
+No framework here: native apps use it as it is, Flower apps through strategies/flower. Any
 thread may call (Flower's older API asks each device from its own); one thread of ours reads. The
 coordinator at the other end keeps all deadlines.
 """

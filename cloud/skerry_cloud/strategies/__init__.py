@@ -1,7 +1,7 @@
 """Strategies: whom to ask, and what to make of the answers. They run in a run's child process.
 
 `mean` is ours: a weighted mean folded in as replies arrive, O(model) in memory. `flower` is the
-one module of the cloud that imports flwr: all of its strategies, and whole Flower apps.
+one package of the cloud that imports flwr: all of its strategies, and whole Flower apps.
 """
 
 from collections.abc import Mapping
