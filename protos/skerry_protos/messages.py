@@ -32,7 +32,7 @@ DEVICE_ID_PATTERN = r"[A-Za-z0-9_-]{1,64}"
 
 
 class ParcelKind(StrEnum):
-    """What a parcel's body is (the message of work.proto with the same name)."""
+    """What a parcel's body is (the message of the same name in work.proto or models.proto)."""
 
     TASK = "task"
     REPLY = "reply"
@@ -42,6 +42,8 @@ class ParcelKind(StrEnum):
     PROGRESS = "progress"
     RENEW = "renew"  # device to cloud: body is a CSR (PEM)
     CERTIFICATE = "certificate"  # cloud to device: body is a certificate chain (PEM)
+    UPDATE = "update"  # cloud to device: what it shall serve, with the metadata that proves it
+    UPDATE_REPORT = "update-report"  # device to cloud: what came of it (models.proto)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

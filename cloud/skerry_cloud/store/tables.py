@@ -128,6 +128,52 @@ runs = sa.Table(
     sa.Column("started_at", sa.Float),
     sa.Column("ended_at", sa.Float),
     sa.Column("model", sa.String(64)),  # digest of the final records blob
+    # Which form its journal has (runs.record.JOURNAL), and the version that wrote it last.
+    sa.Column("journal", sa.Integer, nullable=False, default=0, server_default="0"),
+    sa.Column("written_by", sa.String(64), nullable=False, default="", server_default=""),
+    # Each device's place among the run's devices, as {device: number}.
+    sa.Column("partitions", sa.JSON, nullable=False, default=dict, server_default="{}"),
+    # The newest checkpoint: the digest of its blob, and {"round", "asked", "mustered"}.
+    sa.Column("checkpoint", sa.String(64)),
+    sa.Column("checkpoint_at", sa.JSON),
+)
+
+# What a run's server side asked of devices, until a checkpoint makes it superfluous. With the
+# tasks, the answers to "which devices are there" and what was pulled, a new server side hears again
+# what the old one heard.
+questions = sa.Table(
+    "question",
+    metadata,
+    sa.Column("run", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("side", sa.Boolean, nullable=False, default=False),  # asked by a thread of the app's
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("phase", sa.String(32), nullable=False),
+    # SHA-256 of all that was asked, and of whom and how alone.
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("shape", sa.String(64), nullable=False),
+    # [[task, node]] in the order asked; tasks for nodes that nobody has are only here.
+    sa.Column("parts", sa.JSON, nullable=False),
+    sa.Column("deadline_at", sa.Float, nullable=False),
+    sa.Column("left_s", sa.Float),  # of its time, while the run is paused
+    sa.Column("asked_at", sa.Float, nullable=False),
+    sa.Column("closed_at", sa.Float),
+)
+
+musters = sa.Table(
+    "muster",
+    metadata,
+    sa.Column("run", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("nodes", sa.JSON, nullable=False),  # [[node, device]]
+)
+
+pulls = sa.Table(
+    "pull",
+    metadata,
+    sa.Column("run", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("tasks", sa.JSON, nullable=False),  # [task], whose answers the app took together
 )
 
 # The journal: append only; what a person sees and, with the tasks, what a restart reads.
@@ -161,6 +207,13 @@ tasks = sa.Table(
     sa.Column("reply", sa.LargeBinary),  # skerry.v1.Parcel, stored before it is acknowledged
     sa.Column("bytes_down", sa.BigInteger, nullable=False, default=0),
     sa.Column("bytes_up", sa.BigInteger, nullable=False, default=0),
+    sa.Column("question", sa.Integer, nullable=False, default=0, server_default="0"),
+    # The blobs that it was asked with and answered with, or nothing.
+    sa.Column("content", sa.String(64), nullable=False, default="", server_default=""),
+    sa.Column("answer", sa.String(64), nullable=False, default="", server_default=""),
+    # What the server side was told when there is no reply (Flower's ErrorCode); `why` says it.
+    sa.Column("code", sa.Integer, nullable=False, default=0, server_default="0"),
+    sa.Index("ix_task_run_question", "run", "question"),
 )
 
 metrics = sa.Table(
@@ -182,7 +235,171 @@ blobs = sa.Table(
     sa.Column("digest", sa.String(64), primary_key=True),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
-    # Why it is kept: "app", "task", "reply", "model"; unreferenced ones are swept.
+    # Why it is kept: "app", "task", "reply", "checkpoint", "model"; "gone": to be removed.
     sa.Column("role", sa.String(16), nullable=False),
     sa.Column("run", sa.String(64), nullable=False, default="", index=True),
+)
+
+# Models: what was imported or exported, which files it has, what it is called.
+models = sa.Table(
+    "model",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("created_by", sa.String(64), nullable=False),
+)
+
+model_versions = sa.Table(
+    "model_version",
+    metadata,
+    sa.Column("model", sa.String(64), sa.ForeignKey("model.name"), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("created_by", sa.String(64), nullable=False),
+    # Where it comes from: run, data statistics, codec, quantization, parent.
+    sa.Column("lineage", sa.JSON, nullable=False, default=dict),
+    sa.Column("retired_at", sa.Float),
+    sa.Column("retired_why", sa.String(500), nullable=False, default=""),
+    # A rollout found it bad on devices: it is not rolled out again unless told to.
+    sa.Column("quarantined_at", sa.Float),
+    sa.Column("quarantined_why", sa.String(500), nullable=False, default=""),
+)
+
+artefacts = sa.Table(
+    "artefact",
+    metadata,
+    sa.Column("model", sa.String(64), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("file", sa.String(128), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False, index=True),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("runtime", sa.String(32), nullable=False, default=""),
+    sa.Column("profile", sa.String(64), nullable=False, default=""),  # empty: any
+    # What the artefact says of itself (docs/models.md), for people and for choosing.
+    sa.Column("manifest", sa.JSON, nullable=False, default=dict),
+    sa.ForeignKeyConstraint(
+        ["model", "version"],
+        ["model_version.model", "model_version.version"],
+        name="fk_artefact_model_version",
+    ),
+)
+
+model_labels = sa.Table(
+    "model_label",
+    metadata,
+    sa.Column("model", sa.String(64), sa.ForeignKey("model.name"), primary_key=True),
+    sa.Column("label", sa.String(32), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("by", sa.String(64), nullable=False),
+)
+
+# TUF metadata as it was signed; drafts have too few signatures yet.
+tuf_metadata = sa.Table(
+    "tuf_metadata",
+    metadata,
+    sa.Column("repository", sa.String(16), primary_key=True),  # models, director
+    sa.Column("role", sa.String(64), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("draft", sa.Boolean, nullable=False, default=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("by", sa.String(64), nullable=False),
+)
+
+# What the director wants each device to serve of each model.
+assignments = sa.Table(
+    "assignment",
+    metadata,
+    sa.Column("device", sa.String(64), sa.ForeignKey("device.id"), primary_key=True),
+    sa.Column("model", sa.String(64), primary_key=True),
+    sa.Column("target", sa.String(300), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("rollout", sa.String(64), nullable=False, default=""),
+    sa.Column("wish", sa.JSON, nullable=False, default=dict),
+    sa.Column("at", sa.Float, nullable=False),
+)
+
+# The number of the director's newest word to a device.
+directed = sa.Table(
+    "directed",
+    metadata,
+    sa.Column("device", sa.String(64), sa.ForeignKey("device.id"), primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False),
+)
+
+# A device's newest report on a model.
+device_models = sa.Table(
+    "device_model",
+    metadata,
+    sa.Column("device", sa.String(64), sa.ForeignKey("device.id"), primary_key=True),
+    sa.Column("model", sa.String(64), primary_key=True),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("rollout", sa.String(64), nullable=False, default=""),
+    sa.Column("target", sa.String(300), nullable=False, default=""),
+    sa.Column("digest", sa.String(64), nullable=False, default=""),
+    sa.Column("phase", sa.String(16), nullable=False),  # skerry_protos.artefacts.Phase
+    sa.Column("why", sa.String(500), nullable=False, default=""),
+    sa.Column("readings", sa.JSON, nullable=False, default=dict),
+    sa.Column("serving", sa.String(300), nullable=False, default=""),
+    sa.Column("serving_digest", sa.String(64), nullable=False, default=""),
+    sa.Column("at", sa.Float, nullable=False),
+)
+
+rollouts = sa.Table(
+    "rollout",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("model", sa.String(64), nullable=False, index=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("channel", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),  # rollouts.lifecycle.RolloutState
+    sa.Column("why", sa.Text, nullable=False, default=""),
+    sa.Column("plan", sa.JSON, nullable=False),  # rollouts.plan.Plan
+    sa.Column("wave", sa.Integer, nullable=False, default=0),
+    sa.Column("wave_at", sa.Float),  # when the wave, or its soak, began
+    sa.Column("behind", sa.String(64), nullable=False, default=""),  # begins after this rollout
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("created_by", sa.String(64), nullable=False),
+    sa.Column("ended_at", sa.Float),
+)
+
+rollout_devices = sa.Table(
+    "rollout_device",
+    metadata,
+    sa.Column("rollout", sa.String(64), sa.ForeignKey("rollout.id"), primary_key=True),
+    sa.Column("device", sa.String(64), sa.ForeignKey("device.id"), primary_key=True, index=True),
+    sa.Column("wave", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),  # rollouts.lifecycle.DeviceState
+    sa.Column("why", sa.String(500), nullable=False, default=""),
+    sa.Column("target", sa.String(300), nullable=False, default=""),
+    sa.Column("digest", sa.String(64), nullable=False, default=""),
+    # What was assigned before, to go back to; empty: nothing was.
+    sa.Column("previous", sa.String(300), nullable=False, default=""),
+    sa.Column("readings", sa.JSON, nullable=False, default=dict),
+    sa.Column("asked_at", sa.Float),
+    sa.Column("changed_at", sa.Float),
+)
+
+rollout_events = sa.Table(
+    "rollout_event",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("rollout", sa.String(64), nullable=False, index=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("wave", sa.Integer, nullable=False, default=0),
+    sa.Column("device", sa.String(64), nullable=False, default=""),
+    sa.Column("data", sa.JSON, nullable=False, default=dict),
+)
+
+# Which version of the coordinator brought the tables to a revision: who may be asked to go back.
+revisions = sa.Table(
+    "revision",
+    metadata,
+    sa.Column("revision", sa.String(32), primary_key=True),
+    sa.Column("version", sa.String(64), nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
 )
