@@ -14,8 +14,10 @@ from skerry_protos.errors import ConfigError
 from skerry_protos.settings import load_tables, read_table, require_known
 
 from skerry_edge.conditions import Conditions
+from skerry_edge.energy.budget import EnergyTable
+from skerry_edge.inference.settings import InferenceTable
 
-TABLES = ("agent", "node", "limits", "conditions", "labels")
+TABLES = ("agent", "node", "limits", "conditions", "labels", "energy", "inference")
 LINKS = ("auto", "grpc", "mqtt")
 
 NodeConfig = dict[str, bool | int | float | str]
@@ -96,10 +98,21 @@ class AgentConfig:
     limits: Limits = field(default_factory=Limits)
     conditions: Conditions = field(default_factory=Conditions)
     labels: dict[str, str] = field(default_factory=dict)
+    energy: EnergyTable = field(default_factory=EnergyTable)
+    inference: InferenceTable = field(default_factory=InferenceTable)
 
     @property
     def file(self) -> Path:
         return self.home / "agent.toml"
+
+
+OVER_PROFILE: dict[str, type[Any]] = {
+    "agent": AgentTable,
+    "limits": Limits,
+    "conditions": Conditions,
+    "inference": InferenceTable,
+}
+"""Tables of agent.toml; a profile gives defaults for all of them but [agent]."""
 
 
 def default_home() -> Path:
@@ -118,19 +131,22 @@ def load_config(home: Path) -> AgentConfig:
 def read_config(
     home: Path, tables: Mapping[str, Any], profile: Mapping[str, Any] | None = None
 ) -> AgentConfig:
-    """Return the settings in `tables`, over those of a profile's [limits] and [conditions]."""
+    """Return the settings in `tables`, over those that the device's profile gives."""
     source = str(home / "agent.toml")
     for key in tables:
         require_known(key, TABLES, source=source)
     base = profile or {}
     values: dict[str, Any] = {"home": home}
-    for name, kind in (("agent", AgentTable), ("limits", Limits), ("conditions", Conditions)):
+    for name, kind in OVER_PROFILE.items():
         table = tables.get(name, {})
         if not isinstance(table, Mapping):
             raise ConfigError(f"{source}: [{name}] must be a table")
         read_table(kind, table, source=source, name=name)  # names this file's own mistakes
         inherited = base.get(name, {}) if name != "agent" else {}
         values[name] = read_table(kind, {**inherited, **table}, source=source, name=name)
+    values["energy"] = read_table(
+        EnergyTable, tables.get("energy", {}), source=source, name="energy"
+    )
     values["node"] = _flat(tables.get("node", {}), source)
     values["labels"] = _labels(tables.get("labels", {}), source)
     return AgentConfig(**values)

@@ -16,9 +16,10 @@ from skerry_protos.settings import load_tables, parse_tables, read_table, requir
 
 from skerry_edge.conditions import Conditions
 from skerry_edge.config import Limits
+from skerry_edge.inference.settings import InferenceTable
 
 GENERIC = "generic"
-TABLES = ("device", "power", "limits", "conditions")
+TABLES = ("device", "power", "limits", "conditions", "inference")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 
@@ -110,6 +111,7 @@ def read_profile(text: str, source: str) -> Profile:
     limits, conditions = tables.get("limits", {}), tables.get("conditions", {})
     read_table(Limits, limits, source=source, name="limits")
     read_table(Conditions, conditions, source=source, name="conditions")
+    read_table(InferenceTable, tables.get("inference", {}), source=source, name="inference")
     return Profile(
         hardware=read_table(Hardware, tables.get("device", {}), source=source, name="device"),
         power=read_table(Power, tables.get("power", {}), source=source, name="power"),
