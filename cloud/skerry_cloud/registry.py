@@ -354,14 +354,9 @@ class Registry:
         changed, self._changed = self._changed, set()
         if not changed:
             return
-        rows = {device: self._presence[device].row() for device in changed}
-
-        def write(connection: sa.Connection) -> None:
-            for device, values in rows.items():
-                kept.change(connection, device, **values)
-
+        rows = {device: self._presence[device].row() for device in sorted(changed)}
         try:
-            await self._store.write(write, patience_s=patience_s)
+            await self._store.write(lambda c: kept.keep_presence(c, rows), patience_s=patience_s)
         except BaseException:
             self._changed |= changed
             raise

@@ -3,10 +3,10 @@
 Best effort and bounded: what cannot be sent is dropped, oldest first, and counted.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from time import time
 
 from skerry_protos.messages import Parcel, ParcelId, ParcelKind, RunId, new_id
 from skerry_protos.v1 import work_pb2
@@ -50,13 +50,13 @@ class Journal:
         if len(self._lines) >= HELD:
             self._lines.popleft()
             self._dropped += 1
-        self._lines.append(_Line(run, source, when or time(), level, text))
+        self._lines.append(_Line(run, source, when or time.time(), level, text))
 
     def parcels(self) -> Iterator[Parcel]:
         """Yield all lines as parcels, each of one run and source; they are kept no longer."""
         if self._dropped:
             text = f"[{self._dropped} lines were dropped: there was no way to send them]"
-            self._lines.appendleft(_Line("", "agent", time(), "warning", text))
+            self._lines.appendleft(_Line("", "agent", time.time(), "warning", text))
             self._dropped = 0
         while self._lines:
             first = self._lines[0]
@@ -72,6 +72,6 @@ class Journal:
                 id=ParcelId(new_id("log-")),
                 kind=ParcelKind.LOG,
                 run=RunId(first.run),
-                deadline_unix_s=time() + LASTS_S,
+                deadline_unix_s=time.time() + LASTS_S,
                 body=body.SerializeToString(),
             )

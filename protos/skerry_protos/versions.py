@@ -5,6 +5,7 @@ to agents up to `OLDER_MINORS` behind it; an agent newer than its cloud is refus
 """
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from skerry_protos.errors import RefusalCode, RefusedError
@@ -43,6 +44,7 @@ def negotiate(cloud: ProtocolVersion, agent: ProtocolVersion) -> ProtocolVersion
     return agent
 
 
+@cache  # finding it reads the distribution's metadata, a millisecond for every heartbeat
 def installed_version(distribution: str) -> str:
     """Return an installed distribution's version, or "unknown" in a bare source tree."""
     try:

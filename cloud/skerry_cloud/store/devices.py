@@ -220,6 +220,18 @@ def change(connection: sa.Connection, device: DeviceId, **values: object) -> Non
     connection.execute(devices.update().where(devices.c.id == device).values(**values))
 
 
+def keep_presence(connection: sa.Connection, rows: Mapping[DeviceId, Mapping[str, object]]) -> None:
+    """Set columns of many devices; one statement for all that set the same ones."""
+    alike: dict[tuple[str, ...], list[dict[str, object]]] = {}
+    for device, values in rows.items():
+        row = {f"new_{name}": value for name, value in values.items()}
+        alike.setdefault(tuple(values), []).append({"which": device, **row})
+    for names, group in alike.items():
+        new = {name: sa.bindparam(f"new_{name}") for name in names}
+        found = devices.c.id == sa.bindparam("which")
+        connection.execute(devices.update().where(found).values(new), group)
+
+
 def revoke(connection: sa.Connection, device: DeviceId, why: str) -> None:
     """Note that a device is out for good; the first time and reason stay."""
     connection.execute(
