@@ -1,0 +1,65 @@
+"""The director: a TUF repository for each device that says what it is to serve.
+
+Its keys are online, so whoever steals the coordinator can choose among what the offline keys have
+signed, and nothing else: a device takes an artefact only when both repositories name the same
+bytes.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from securesystemslib.signer import CryptoSigner
+from skerry_protos.artefacts import DEVICE, SIGNED_AT
+from skerry_protos.messages import DeviceId
+from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets, Timestamp
+
+from skerry_cloud.store.models import Assignment
+
+LIFE = timedelta(days=3)
+"""A word older than this is refused: a device that was away longer is told anew."""
+FRESH_S = 24 * 3600.0
+
+
+def word(
+    device: DeviceId,
+    number: int,
+    assigned: Iterable[Assignment],
+    signer: CryptoSigner,
+    *,
+    roots: Mapping[int, bytes],
+) -> dict[str, bytes]:
+    """Return the director's metadata for one device, all of version `number`."""
+    expires = (datetime.now(UTC) + LIFE).replace(microsecond=0)
+    targets = Targets(
+        version=number,
+        expires=expires,
+        targets={
+            each.target: TargetFile(
+                each.size,
+                {"sha256": each.digest},
+                each.target,
+                {"custom": {**each.wish, "rollout": each.rollout}},
+            )
+            for each in assigned
+        },
+        unrecognized_fields={DEVICE: device},
+    )
+    snapshot = Snapshot(version=number, expires=expires, meta={"targets.json": MetaFile(number)})
+    timestamp = Timestamp(
+        version=number,
+        expires=expires,
+        snapshot_meta=MetaFile(number),
+        unrecognized_fields={SIGNED_AT: round(time.time())},
+    )
+    signed: dict[str, Metadata[Any]] = {
+        f"{number}.targets.json": Metadata(targets),
+        f"{number}.snapshot.json": Metadata(snapshot),
+        "timestamp.json": Metadata(timestamp),
+    }
+    for metadata in signed.values():
+        metadata.sign(signer)
+    return {name: metadata.to_bytes() for name, metadata in signed.items()} | {
+        f"{version}.root.json": data for version, data in roots.items()
+    }
