@@ -60,7 +60,7 @@ class Agent:
         self._config, self._device, self._shared = config, identity.device, workers
         self._clock, self._journal = Clock(), Journal()
         self._renewal = Renewal(identity, self._clock)
-        self._ledger = Ledger(config.home)
+        self._ledger = Ledger(config.home, states_limit=config.limits.states_mb * 2**20)
         self._blobs = LocalBlobs(config.home / "blobs")
         self._route = Route(
             ways(identity.links, config.agent.link),
@@ -170,7 +170,8 @@ class Agent:
 
     async def _cancel(self, parcel: Parcel) -> None:
         """Stop working on tasks that are no longer wanted, and send nothing for them."""
-        for name in work_pb2.Cancel.FromString(parcel.body).tasks:
+        said = work_pb2.Cancel.FromString(parcel.body)
+        for name in said.tasks:
             task = ParcelId(name)
             if self._ledger.seen(task) in (Seen.NEW, Seen.DONE):
                 continue
@@ -178,6 +179,8 @@ class Agent:
             for doing in (self._working.get(task), self._offered.get(reply_id(task))):
                 if doing is not None:
                     doing.cancel()
+        if said.run_over:
+            await asyncio.to_thread(self._ledger.forget, parcel.run)
 
     # Working.
 

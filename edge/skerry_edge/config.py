@@ -51,6 +51,8 @@ class Limits:
     """Tasks worked on at once."""
     blobs_mb: int = 1024
     """Disk that received models and bundles may take."""
+    states_mb: int = 4096
+    """Disk for what apps and codecs keep between the tasks of a run."""
     bundles: int = 8
     """Unpacked app bundles kept."""
     pass_environment: tuple[str, ...] = ("SKERRY_DATA",)

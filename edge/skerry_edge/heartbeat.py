@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
+from skerry_protos.codecs import installed as codecs
 from skerry_protos.v1 import work_pb2
 from skerry_protos.versions import installed_version
 
@@ -39,4 +40,5 @@ def heartbeat(
         tasks=tasks,
         arch=platform.machine(),
         cpus=os.cpu_count() or 0,
+        codecs=codecs(),
     )

@@ -8,7 +8,7 @@ the commit: what comes before it is done again after a crash, what comes after i
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from skerry_protos.messages import Digest, Parcel, ParcelId
 from skerry_protos.session.frames import parcel_message, read_parcel
 from skerry_protos.v1 import fleet_pb2
 
-from skerry_edge.states import States
+from skerry_edge.states import NBYTES, States
 
 REMEMBERED = 4096
 """Ids of done tasks kept, at least."""
@@ -117,10 +117,11 @@ class Done:
 class Ledger:
     """The tasks and replies of one device; methods wait for the disk and belong in a thread."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, states_limit: int = NBYTES) -> None:
+        """Keep everything in `home`; what runs keep takes at most `states_limit` bytes."""
         self.inbox = ParcelFolder(home / "inbox")
         self.outbox = ParcelFolder(home / "outbox")
-        self.states = States(home / "state")
+        self.states = States(home / "state", states_limit)
         self._done = Done(home / "done")
         self._lock = threading.Lock()
         self._recover()
@@ -149,15 +150,19 @@ class Ledger:
                 self.inbox.put(parcel)
             return found
 
-    def answer(self, task: Parcel, reply: Parcel, state: Path | None) -> None:
-        """Exchange a task for its reply and keep the app's next state, all or nothing."""
+    def answer(self, task: Parcel, reply: Parcel, states: Mapping[str, Path]) -> bool:
+        """Exchange a task for its reply and keep the run's next states, all or nothing.
+
+        Return False, with nothing kept, for a task that was closed while it was worked on.
+        """
         with self._lock:
-            if state is not None:
-                self.states.prepare(task.run, file_name(task.id), state)
+            if task.id not in self.inbox:
+                return False
+            self.states.prepare(task.run, file_name(task.id), states)
             self.outbox.put(reply)  # the commit
-            if state is not None:
-                self.states.apply(task.run, file_name(task.id))
+            self.states.apply(task.run, file_name(task.id))
             self.inbox.remove(task.id)
+            return True
 
     def close(self, task: str) -> None:
         """Forget a task and its reply, and remember that it is over."""
@@ -165,6 +170,11 @@ class Ledger:
             self._done.add(task)
             self.inbox.remove(task)
             self.outbox.remove(reply_id(task))
+
+    def forget(self, run: str) -> None:
+        """Remove what is kept between a run's tasks: it is over."""
+        with self._lock:
+            self.states.forget(run)
 
     def wanted(self) -> set[Digest]:
         """Return the blobs that tasks and replies refer to."""

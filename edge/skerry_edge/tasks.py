@@ -25,6 +25,7 @@ from skerry_protos.v1 import work_pb2
 
 from skerry_edge.bundles import Bundle
 from skerry_edge.outbox import reply_id
+from skerry_edge.states import FEEDBACK, STATE
 from skerry_edge.worker.messages import Job
 from skerry_edge.worker.process import Result
 
@@ -45,6 +46,7 @@ class Task:
     content: BlobRef | None
     run_config: Mapping[str, Any]
     node_config: Mapping[str, Any]
+    codec: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -72,6 +74,7 @@ def read_task(parcel: Parcel) -> Task:
         body = work_pb2.Task.FromString(parcel.body)
         run_config = _table(body.run_config_json)
         node_config = _table(body.node_config_json)
+        codec = _table(body.codec_json)
     except (DecodeError, ValueError, RecursionError) as error:
         raise _malformed(parcel, f"its body cannot be read: {error}") from error
     bundle, content = parcel.blob(BUNDLE), parcel.blob(CONTENT)
@@ -88,6 +91,7 @@ def read_task(parcel: Parcel) -> Task:
         content=content,
         run_config=run_config,
         node_config=node_config,
+        codec=codec,
     )
 
 
@@ -109,7 +113,7 @@ def job_of(
     device: DeviceId,
     content: Path,
     folder: Path,
-    state: Path | None,
+    states: Mapping[str, Path | None],
     node: Mapping[str, Any],
     labels: Mapping[str, str],
 ) -> Job:
@@ -123,8 +127,11 @@ def job_of(
         message_type=body.message_type,
         content=str(content),
         reply=str(folder / "reply"),
-        state=str(state or ""),
-        state_out=str(folder / "state"),
+        state=str(states.get(STATE) or ""),
+        state_out=str(folder / STATE),
+        codec=dict(task.codec),
+        feedback=str(states.get(FEEDBACK) or ""),
+        feedback_out=str(folder / FEEDBACK),
         run=parcel.run,
         round=parcel.round,
         device=device,
@@ -150,6 +157,8 @@ def answer_of(result: Result, folder: Path, spent: Spent, *, reply_limit: int) -
         cpu_s=outcome.cpu_s,
         peak_rss_bytes=max(0, outcome.peak_rss_bytes),
         warm=result.warm,
+        codec=outcome.codec,
+        plain_bytes=max(0, outcome.plain_bytes),
     )
     code, reason = outcome.code, outcome.reason
     if not outcome.failed:
@@ -173,10 +182,14 @@ def _flaw(path: Path, limit: int) -> str | None:
     return None
 
 
-def kept_state(result: Result, folder: Path, *, limit: int) -> Path | None:
-    """Return the app's next state when it wrote one that can be kept."""
-    path = folder / "state"
-    return path if result.outcome.state and _flaw(path, limit) is None else None
+def kept_states(result: Result, folder: Path, *, limit: int) -> dict[str, Path]:
+    """Return the next states that the worker wrote and that can be kept, by name."""
+    wrote = {STATE: result.outcome.state, FEEDBACK: result.outcome.feedback}
+    return {
+        name: folder / name
+        for name, written in wrote.items()
+        if written and _flaw(folder / name, limit) is None
+    }
 
 
 def inline(answer: Answer) -> bytes | None:

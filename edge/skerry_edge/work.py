@@ -16,6 +16,7 @@ from skerry_edge.config import AgentConfig
 from skerry_edge.journal import Journal
 from skerry_edge.outbox import Ledger, file_name
 from skerry_edge.routes import Route
+from skerry_edge.states import FEEDBACK, STATE
 from skerry_edge.tasks import (
     Answer,
     Spent,
@@ -23,7 +24,7 @@ from skerry_edge.tasks import (
     answer_of,
     inline,
     job_of,
-    kept_state,
+    kept_states,
     reply_to,
 )
 from skerry_edge.worker.pool import Workers
@@ -59,7 +60,7 @@ class Workshop:
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def perform(self, task: Task, workers: Workers, spent: Spent) -> Parcel:
-        """Work on a task and return its reply, which is in the outbox.
+        """Work on a task and return its reply, which is in the outbox unless it was cancelled.
 
         Raise DeadlineError when the task's deadline passes first.
         """
@@ -81,7 +82,7 @@ class Workshop:
 
     async def _answer(self, task: Task, workers: Workers, folder: Path, spent: Spent) -> Parcel:
         """Return the reply to a task; whatever is wrong becomes a failure in it."""
-        state: Path | None = None
+        states: dict[str, Path] = {}
         try:
             began = time.monotonic()
             bundle = await self._bundle(task)
@@ -90,7 +91,7 @@ class Workshop:
             result = await self._run(task, bundle, content, workers, folder)
             limit = self._config.limits.reply_mb * 2**20
             answer = answer_of(result, folder, spent, reply_limit=limit)
-            state = kept_state(result, folder, limit=limit)
+            states = kept_states(result, folder, limit=limit)
         except TrustError as error:
             answer = Answer(code=INVALID_BUNDLE, reason=f"refused: {error}")
         except (RejectedError, DeadlineError) as error:
@@ -103,7 +104,7 @@ class Workshop:
             answer = Answer(code=UNAVAILABLE, reason=reason)
         if answer.content is None:
             workers.clear(folder)  # what a failed task wrote may be what fills the disk
-        return await self._keep(task, answer, state)
+        return await self._keep(task, answer, states)
 
     async def _bundle(self, task: Task) -> Bundle:
         """Return the task's bundle, verified and unpacked."""
@@ -135,7 +136,10 @@ class Workshop:
             device=self._device,
             content=content,
             folder=folder,
-            state=self._ledger.states.current(task.parcel.run),
+            states={
+                name: self._ledger.states.current(task.parcel.run, name)
+                for name in (STATE, FEEDBACK)
+            },
             node=self._config.node,
             labels=self._config.labels,
         )
@@ -152,27 +156,28 @@ class Workshop:
         fresh = task.body.fresh_worker
         return await workers.run(job, bundle.digest, bounds, fresh=fresh, on_line=on_line)
 
-    async def _keep(self, task: Task, answer: Answer, state: Path | None) -> Parcel:
+    async def _keep(self, task: Task, answer: Answer, states: dict[str, Path]) -> Parcel:
         """Put the reply into the outbox; without room a failure; without even that, wait."""
         while True:
             try:
-                return await asyncio.to_thread(self._store, task, answer, state)
+                return await asyncio.to_thread(self._store, task, answer, states)
             except (SkerryError, OSError) as error:
                 why = f"the reply cannot be kept on the device: {error}"
             if answer.content is not None:
                 answer.content.unlink(missing_ok=True)
-                answer, state = Answer(code=UNAVAILABLE, reason=why, report=answer.report), None
+                answer, states = Answer(code=UNAVAILABLE, reason=why, report=answer.report), {}
                 continue
             self._journal.add(why, run=task.parcel.run, level="error")
             await asyncio.sleep(NO_ROOM_S)
 
-    def _store(self, task: Task, answer: Answer, state: Path | None) -> Parcel:
+    def _store(self, task: Task, answer: Answer, states: dict[str, Path]) -> Parcel:
         """Keep the content, then the reply that names it; both are on the disk then."""
         content, blob = inline(answer), None
         if answer.content is not None and content is None:
             blob = self._blobs.adopt(answer.content, role="content")
         reply = reply_to(task, answer, content=content, blob=blob)
-        self._ledger.answer(task.parcel, reply, state)
+        if not self._ledger.answer(task.parcel, reply, states):
+            self.tidy(reply)
         return reply
 
     def tidy(self, over: Parcel) -> None:

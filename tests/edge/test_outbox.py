@@ -32,11 +32,22 @@ def test_a_task_goes_from_new_to_done(tmp_path: Path) -> None:
     assert ledger.take(one) is Seen.NEW
     assert ledger.take(one) is Seen.HELD
     assert ledger.wanted() == {"ab" * 32}
-    ledger.answer(one, reply(one), None)
+    ledger.answer(one, reply(one), {})
     assert ledger.take(one) is Seen.ANSWERED
     ledger.close(one.id)
     assert ledger.take(one) is Seen.DONE
     assert ledger.wanted() == set()
+
+
+def test_a_reply_to_a_task_that_was_cancelled_meanwhile_is_not_kept(tmp_path: Path) -> None:
+    """The worker's result is stored in a thread, which a cancellation does not stop."""
+    ledger, one = Ledger(tmp_path), task()
+    ledger.take(one)
+    ledger.close(one.id)
+    assert not ledger.answer(one, reply(one), {"state": state(tmp_path, "new")})
+    assert len(ledger.outbox) == 0
+    assert ledger.states.current(one.run) is None
+    assert Ledger(tmp_path).seen(one.id) is Seen.DONE
 
 
 def test_everything_survives_a_restart(tmp_path: Path) -> None:
@@ -44,7 +55,7 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
     held, answered, done = task("a"), task("b"), task("c")
     for each in (held, answered, done):
         ledger.take(each)
-    ledger.answer(answered, reply(answered), None)
+    ledger.answer(answered, reply(answered), {})
     ledger.close(done.id)
     again = Ledger(tmp_path)
     assert [each.id for each in again.inbox] == ["a"]
@@ -78,13 +89,13 @@ def test_a_crash_while_answering_is_all_or_nothing(
 ) -> None:
     ledger, first, second = Ledger(tmp_path), task("t1"), task("t2")
     ledger.take(first)
-    ledger.answer(first, reply(first), state(tmp_path, "old"))
+    ledger.answer(first, reply(first), {"state": state(tmp_path, "old")})
     ledger.close(first.id)
     ledger.take(second)
     with monkeypatch.context() as patch:
         patch.setattr(f"{where}.{step}", cut)
         with pytest.raises(PowerCutError):
-            ledger.answer(second, reply(second), state(tmp_path, "new"))
+            ledger.answer(second, reply(second), {"state": state(tmp_path, "new")})
     again = Ledger(tmp_path)
     assert again.seen("t2") is seen
     assert (second.id in again.inbox) == (seen is Seen.HELD)
@@ -155,7 +166,53 @@ def test_states_of_old_runs_make_room(tmp_path: Path) -> None:
     for number in range(RUNS_KEPT + 5):
         one = task(f"t{number}", run=f"run-{number}")
         ledger.take(one)
-        ledger.answer(one, reply(one), state(tmp_path, "kept"))
+        ledger.answer(one, reply(one), {"state": state(tmp_path, "kept")})
     assert len(list((tmp_path / "state").iterdir())) == RUNS_KEPT
     assert ledger.states.current(f"run-{RUNS_KEPT + 4}") is not None
     assert ledger.states.current("run-0") is None
+
+
+def test_states_that_take_too_much_disk_make_room(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, states_limit=30)
+    for number in range(5):
+        one = task(f"t{number}", run=f"run-{number}")
+        ledger.take(one)
+        files = {"state": state(tmp_path, "1234567890")}
+        (tmp_path / "worker-feedback").write_text("1234")
+        ledger.answer(one, reply(one), files | {"feedback": tmp_path / "worker-feedback"})
+    kept = [number for number in range(5) if ledger.states.current(f"run-{number}", "feedback")]
+    assert kept == [3, 4]
+
+
+def test_a_state_alone_leaves_the_feedback_as_it_was(tmp_path: Path) -> None:
+    ledger, first, second = Ledger(tmp_path), task("t1"), task("t2")
+    for each in (first, second):
+        ledger.take(each)
+    ledger.answer(first, reply(first), {"feedback": state(tmp_path, "kept")})
+    ledger.answer(second, reply(second), {"state": state(tmp_path, "new")})
+    for name, text in (("feedback", "kept"), ("state", "new")):
+        current = ledger.states.current(first.run, name)
+        assert current is not None
+        assert current.read_text() == text
+
+
+def test_a_run_that_is_over_is_forgotten(tmp_path: Path) -> None:
+    ledger, one = Ledger(tmp_path), task()
+    ledger.take(one)
+    ledger.answer(one, reply(one), {"feedback": state(tmp_path, "kept")})
+    ledger.forget(one.run)
+    assert ledger.states.current(one.run, "feedback") is None
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_what_an_attempt_without_room_prepared_is_never_applied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, one = Ledger(tmp_path), task()
+    ledger.take(one)
+    with monkeypatch.context() as patch:
+        patch.setattr("skerry_edge.outbox.ParcelFolder.put", cut)
+        with pytest.raises(PowerCutError):
+            ledger.answer(one, reply(one), {"state": state(tmp_path, "too much")})
+    ledger.answer(one, reply(one), {})
+    assert Ledger(tmp_path).states.current(one.run) is None

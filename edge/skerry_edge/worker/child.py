@@ -19,7 +19,7 @@ from skerry_protos.errors import SkerryError
 from skerry_protos.records import Records, decode, write
 
 from skerry_edge.apps import App, AppFailure, FailureCode, load_app
-from skerry_edge.worker import sandbox
+from skerry_edge.worker import coding, sandbox
 from skerry_edge.worker.messages import HEAD, REASON_LIMIT, Job, Outcome, Sandbox, pack
 
 
@@ -43,10 +43,13 @@ def perform(job: Job, apps: dict[tuple[str, str], App]) -> Outcome:
     """Run one job and return what became of it; nothing an app raises leaves here."""
     began, cpu = time.monotonic(), _cpu_s()
     code, reason, state = 0, "", False
+    said = coding.Said(reply=Records())
     try:
         app = _app(job, apps)
-        reply, kept = app.handle(job, _read(Path(job.content)), _state(job))
-        write(reply, Path(job.reply))
+        content, _ = coding.opened(_read(Path(job.content)))
+        reply, kept = app.handle(job, content, _state(job))
+        said = coding.said(job, reply)
+        write(said.reply, Path(job.reply))
         if kept is not None and job.state_out:
             write(kept, Path(job.state_out))
             state = True
@@ -65,6 +68,9 @@ def perform(job: Job, apps: dict[tuple[str, str], App]) -> Outcome:
         code=code,
         reason=" ".join(reason.split())[:REASON_LIMIT],
         state=state,
+        feedback=said.feedback,
+        codec=said.codec,
+        plain_bytes=said.plain_bytes,
         compute_s=time.monotonic() - began,
         cpu_s=_cpu_s() - cpu,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

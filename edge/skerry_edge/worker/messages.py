@@ -45,6 +45,9 @@ class Job:
     reply: str  # where to write the records file answered with
     state: str = ""  # the app's state of this run, when there is one
     state_out: str = ""  # where to write its next state
+    codec: dict[str, Any] = field(default_factory=dict)  # how to code an update; empty: not at all
+    feedback: str = ""  # what the codec keeps of this run, when there is something
+    feedback_out: str = ""  # where to write what it keeps next
     run: str = ""
     round: int = 0
     device: str = ""
@@ -68,6 +71,9 @@ class Outcome:
     code: int = 0
     reason: str = ""
     state: bool = False  # whether state_out was written
+    feedback: bool = False  # whether feedback_out was written
+    codec: str = ""  # what the reply is coded with
+    plain_bytes: int = 0  # what it would have had without
     compute_s: float = 0.0
     cpu_s: float = 0.0
     peak_rss_bytes: int = 0

@@ -10,6 +10,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Self
 
@@ -31,6 +32,10 @@ BLOCK = {"int8": 128, "int4": 64}
 BLOCK_LEAST, BLOCK_MOST = 16, 65536
 RANK_MOST = 1024
 NEEDS_ZSTD = (LOSSLESS,)
+
+
+STYPE = "skerry.coded"
+"""The serialisation type of the one opaque tensor that stands for a coded group of arrays."""
 
 
 class CodecError(SkerryError):
@@ -119,6 +124,7 @@ def parse_broadcast(name: object, *, source: str) -> str:
     return str(name)
 
 
+@cache
 def installed() -> tuple[str, ...]:
     """Return the codecs that work here: all need numpy, `lossless` also zstandard."""
     if find_spec("numpy") is None:

@@ -19,8 +19,6 @@ from skerry_protos.tensors import STYPE_LIMIT, DType, Tensor, nbytes_of
 from skerry_protos.v1 import codecs_pb2 as pb
 
 MAGIC = b"SKC1"
-STYPE = "skerry.coded"
-"""The serialisation type of the one tensor that stands for a coded group."""
 _HEAD = struct.Struct("<4sI")
 
 

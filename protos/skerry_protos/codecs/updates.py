@@ -13,8 +13,8 @@ from typing import Self
 
 import numpy as np
 
-from skerry_protos.codecs import LOSSLESS, Codec, CodecError, CodedError
-from skerry_protos.codecs.coded import STYPE, Coded, Look, read, write
+from skerry_protos.codecs import LOSSLESS, STYPE, Codec, CodecError, CodedError
+from skerry_protos.codecs.coded import Coded, Look, read, write
 from skerry_protos.codecs.exact import word_of
 from skerry_protos.codecs.floats import LOSSY, Floats, apply, update
 from skerry_protos.codecs.methods import Made, Method, change_of, code, exact_bytes, exactly

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Task(_message.Message):
-    __slots__ = ("message_type", "content", "group", "flower_run", "node", "run_config_json", "node_config_json", "app", "limits", "fresh_worker", "created_unix_s", "message_id", "ttl_s")
+    __slots__ = ("message_type", "content", "group", "flower_run", "node", "run_config_json", "node_config_json", "app", "limits", "fresh_worker", "created_unix_s", "message_id", "ttl_s", "codec_json")
     MESSAGE_TYPE_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class Task(_message.Message):
     CREATED_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
     TTL_S_FIELD_NUMBER: _ClassVar[int]
+    CODEC_JSON_FIELD_NUMBER: _ClassVar[int]
     message_type: str
     content: bytes
     group: str
@@ -34,7 +35,8 @@ class Task(_message.Message):
     created_unix_s: float
     message_id: str
     ttl_s: float
-    def __init__(self, message_type: _Optional[str] = ..., content: _Optional[bytes] = ..., group: _Optional[str] = ..., flower_run: _Optional[int] = ..., node: _Optional[int] = ..., run_config_json: _Optional[str] = ..., node_config_json: _Optional[str] = ..., app: _Optional[_Union[AppRef, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., fresh_worker: _Optional[bool] = ..., created_unix_s: _Optional[float] = ..., message_id: _Optional[str] = ..., ttl_s: _Optional[float] = ...) -> None: ...
+    codec_json: str
+    def __init__(self, message_type: _Optional[str] = ..., content: _Optional[bytes] = ..., group: _Optional[str] = ..., flower_run: _Optional[int] = ..., node: _Optional[int] = ..., run_config_json: _Optional[str] = ..., node_config_json: _Optional[str] = ..., app: _Optional[_Union[AppRef, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., fresh_worker: _Optional[bool] = ..., created_unix_s: _Optional[float] = ..., message_id: _Optional[str] = ..., ttl_s: _Optional[float] = ..., codec_json: _Optional[str] = ...) -> None: ...
 
 class AppRef(_message.Message):
     __slots__ = ("kind", "name", "digest", "entry")
@@ -81,23 +83,27 @@ class Failure(_message.Message):
     def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., log_tail: _Optional[str] = ...) -> None: ...
 
 class WorkReport(_message.Message):
-    __slots__ = ("queued_s", "download_s", "compute_s", "cpu_s", "peak_rss_bytes", "warm")
+    __slots__ = ("queued_s", "download_s", "compute_s", "cpu_s", "peak_rss_bytes", "warm", "codec", "plain_bytes")
     QUEUED_S_FIELD_NUMBER: _ClassVar[int]
     DOWNLOAD_S_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
     CPU_S_FIELD_NUMBER: _ClassVar[int]
     PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     WARM_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_BYTES_FIELD_NUMBER: _ClassVar[int]
     queued_s: float
     download_s: float
     compute_s: float
     cpu_s: float
     peak_rss_bytes: int
     warm: bool
-    def __init__(self, queued_s: _Optional[float] = ..., download_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., cpu_s: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., warm: _Optional[bool] = ...) -> None: ...
+    codec: str
+    plain_bytes: int
+    def __init__(self, queued_s: _Optional[float] = ..., download_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., cpu_s: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., warm: _Optional[bool] = ..., codec: _Optional[str] = ..., plain_bytes: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("unix_time_s", "agent_version", "profile", "uptime_s", "load1", "memory_total_bytes", "memory_available_bytes", "disk_free_bytes", "temperature_c", "battery_percent", "charging", "metered", "state", "waiting_for", "capabilities", "versions", "tasks", "arch", "cpus")
+    __slots__ = ("unix_time_s", "agent_version", "profile", "uptime_s", "load1", "memory_total_bytes", "memory_available_bytes", "disk_free_bytes", "temperature_c", "battery_percent", "charging", "metered", "state", "waiting_for", "capabilities", "versions", "tasks", "arch", "cpus", "codecs")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +130,7 @@ class Heartbeat(_message.Message):
     TASKS_FIELD_NUMBER: _ClassVar[int]
     ARCH_FIELD_NUMBER: _ClassVar[int]
     CPUS_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
     unix_time_s: float
     agent_version: str
     profile: str
@@ -143,7 +150,8 @@ class Heartbeat(_message.Message):
     tasks: _containers.RepeatedScalarFieldContainer[str]
     arch: str
     cpus: int
-    def __init__(self, unix_time_s: _Optional[float] = ..., agent_version: _Optional[str] = ..., profile: _Optional[str] = ..., uptime_s: _Optional[float] = ..., load1: _Optional[float] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., temperature_c: _Optional[float] = ..., battery_percent: _Optional[float] = ..., charging: _Optional[bool] = ..., metered: _Optional[bool] = ..., state: _Optional[str] = ..., waiting_for: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., versions: _Optional[_Mapping[str, str]] = ..., tasks: _Optional[_Iterable[str]] = ..., arch: _Optional[str] = ..., cpus: _Optional[int] = ...) -> None: ...
+    codecs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, unix_time_s: _Optional[float] = ..., agent_version: _Optional[str] = ..., profile: _Optional[str] = ..., uptime_s: _Optional[float] = ..., load1: _Optional[float] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., temperature_c: _Optional[float] = ..., battery_percent: _Optional[float] = ..., charging: _Optional[bool] = ..., metered: _Optional[bool] = ..., state: _Optional[str] = ..., waiting_for: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., versions: _Optional[_Mapping[str, str]] = ..., tasks: _Optional[_Iterable[str]] = ..., arch: _Optional[str] = ..., cpus: _Optional[int] = ..., codecs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LogLines(_message.Message):
     __slots__ = ("source", "lines")
@@ -164,12 +172,14 @@ class LogLine(_message.Message):
     def __init__(self, unix_time_s: _Optional[float] = ..., level: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Cancel(_message.Message):
-    __slots__ = ("tasks", "reason")
+    __slots__ = ("tasks", "reason", "run_over")
     TASKS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    RUN_OVER_FIELD_NUMBER: _ClassVar[int]
     tasks: _containers.RepeatedScalarFieldContainer[str]
     reason: str
-    def __init__(self, tasks: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ...) -> None: ...
+    run_over: bool
+    def __init__(self, tasks: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., run_over: _Optional[bool] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("task", "fraction", "text")
