@@ -18,10 +18,11 @@ from skerry_protos.errors import PeerError, SkerryError
 from skerry_protos.messages import INLINE_LIMIT
 from skerry_protos.records import Records
 
-from skerry_cloud import screening
+from skerry_cloud.blocks import give_back, mapped
 from skerry_cloud.runs.channel import BODY_LIMIT, ChildEnd
 
 INLINE_TOGETHER = BODY_LIMIT - 64 * 1024
+PIECE = 1024 * 1024
 GRACE_S = 60.0
 """How long after a question's deadline the coordinator may take to say so."""
 
@@ -51,10 +52,14 @@ class Ask:
 
 @dataclass(slots=True)
 class Answer:
-    """What a task came to: content, or a code and a reason."""
+    """What a task came to: a reply, or a code and a reason.
+
+    A reply waits as a file, or as the bytes of a small one; `content` is there once it is loaded.
+    """
 
     task: str
     node: int = 0
+    source: Path | bytes | None = None
     content: Records | None = None
     code: int = 0
     why: str = ""
@@ -64,9 +69,17 @@ class Answer:
 class Asker:
     """The child's end of a run."""
 
-    def __init__(self, end: ChildEnd, scratch: Path, *, round_deadline_s: float) -> None:
+    def __init__(
+        self,
+        end: ChildEnd,
+        scratch: Path,
+        *,
+        round_deadline_s: float,
+        max_norm_ratio: float = 0.0,
+    ) -> None:
         self._end = end
         self._scratch = scratch
+        self.max_norm_ratio = max_norm_ratio
         self._round_deadline_s = round_deadline_s
         self._sending = threading.Lock()
         self._counting = threading.Lock()
@@ -180,27 +193,32 @@ class Asker:
         """Put a line into the run's journal."""
         self._send({"do": "note", "text": text})
 
-    def screen(
-        self,
-        asked: Records | None,
-        answers: Sequence[Answer],
-        *,
-        phase: str,
-        arrays: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Turn answers that are not fit to be used into failures, and report them."""
-        replies = {one.task: one.content for one in answers if one.content is not None}
-        if phase not in {"train", "evaluate"}:
-            return
-        found = screening.flaws(asked, replies, arrays=phase == "train")
-        if arrays is not None and phase == "train":
-            for task, reply in replies.items():
-                if task not in found and (why := screening.unlike(arrays, _only(reply))):
-                    found[task] = why
-        for answer in answers:
-            if answer.task in found:
-                answer.content, answer.why = None, found[answer.task]
-        self.refuse(found)
+    def load(self, answer: Answer) -> Records:
+        """Return a reply's records, or raise PeerError; tensors of a file are views of its mapping.
+
+        Whoever calls decides how many are held at a time.
+        """
+        assert answer.source is not None
+        if isinstance(answer.source, bytes):
+            return codec.decode(answer.source)
+        try:
+            return codec.read(answer.source)
+        except OSError as error:
+            raise PeerError(f"its file cannot be read: {error.strerror}") from error
+
+    def on_disk(self, records: Records) -> Records:
+        """Return the same records over a file that goes when they do; small ones stay as they are.
+
+        What is held for long belongs there: mapped bytes are not memory of ours.
+        """
+        tensors = [one for group in records.arrays.values() for one in group.values()]
+        if all(mapped(one) or not one.nbytes for one in tensors) or records.nbytes <= INLINE_LIMIT:
+            return records
+        path = self._scratch / self._file(codec.encode(records))
+        try:
+            return codec.read(path)
+        finally:
+            path.unlink()
 
     # Below: the channel.
 
@@ -232,7 +250,9 @@ class Asker:
             for part in parts:
                 view = memoryview(part).cast("B")
                 while view:
-                    view = view[file.write(view) :]
+                    written = file.write(view[:PIECE])
+                    give_back(view[:written])
+                    view = view[written:]
         return name
 
     def _send(self, said: dict[str, Any], body: bytes = b"") -> None:
@@ -264,7 +284,8 @@ class Asker:
     def _take(self, said: Mapping[str, Any], body: bytes) -> None:
         answer: Answer | None = None
         if said["do"] == "reply":
-            answer = self._reply(said, body)
+            file = said.get("file")
+            answer = Answer(task=said["task"], source=Path(file) if file else body)
         elif said["do"] == "failure":
             answer = Answer(task=said["task"], code=said["code"], why=said["why"])
         with self._changed:
@@ -276,19 +297,3 @@ class Asker:
             elif said["do"] == "asked":
                 self._tasks[said["ask"]] = list(said["tasks"])
             self._changed.notify_all()
-
-    def _reply(self, said: Mapping[str, Any], body: bytes) -> Answer:
-        """Return a reply; one that cannot be read is a failure of its device."""
-        answer = Answer(task=said["task"])
-        try:
-            file = said.get("file")
-            answer.content = codec.read(Path(file)) if file else codec.decode(body)
-        except (PeerError, OSError) as error:
-            answer.why = f"its reply cannot be read: {error}"
-            self.refuse({answer.task: answer.why})
-        return answer
-
-
-def _only(reply: Records) -> Mapping[str, Any]:
-    """Return the arrays of a reply's one group."""
-    return next(iter(reply.arrays.values()), {})

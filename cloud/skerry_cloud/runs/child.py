@@ -54,7 +54,12 @@ def main() -> int:
 
 
 def _run(end: ChildEnd, said: dict[str, Any]) -> None:
-    asker = Asker(end, Path(said["scratch"]), round_deadline_s=said["round_deadline_s"])
+    asker = Asker(
+        end,
+        Path(said["scratch"]),
+        round_deadline_s=said["round_deadline_s"],
+        max_norm_ratio=said["max_norm_ratio"],
+    )
     plan = RoundPlan(
         rounds=said["rounds"],
         fraction=said["fraction"],
@@ -64,6 +69,7 @@ def _run(end: ChildEnd, said: dict[str, Any]) -> None:
         round_deadline_s=said["round_deadline_s"],
         strategy=said["strategy"],
         strategy_options=said["strategy_options"],
+        aggregation_memory_bytes=said["aggregation_memory_bytes"],
     )
     sys.path.insert(0, said["app"])
 
@@ -98,6 +104,10 @@ def _limit() -> None:
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # A mapped reply holds its file open.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if sys.platform == "linux":
         parent = os.getppid()
         libc = ctypes.CDLL(None, use_errno=True)

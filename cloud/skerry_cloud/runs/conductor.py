@@ -150,6 +150,8 @@ class Conductor:
             "min_devices": self.options.min_devices,
             "seed": self.options.seed,
             "round_deadline_s": self.options.round_deadline_s,
+            "max_norm_ratio": self.options.max_norm_ratio,
+            "aggregation_memory_bytes": self.options.aggregation_memory_bytes,
         }
 
     async def _converse(self) -> None:

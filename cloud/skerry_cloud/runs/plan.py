@@ -14,6 +14,8 @@ ConfigScalar = bool | int | float | str
 RUN_CONFIG_LIMIT = 8 * 1024
 """Largest run configuration as JSON, bytes: it travels with every task."""
 DAY_S = 86_400.0
+AGGREGATION_MEMORY = 256 * 1024**2
+NORM_RATIO = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,8 @@ class RunOptions:
     limits: Limits = field(default_factory=Limits)
     server_limits: ServerLimits = field(default_factory=ServerLimits)
     reply_bytes: int = 2 * 1024**3  # largest reply taken
+    max_norm_ratio: float = NORM_RATIO  # of an update's norm to the round's median; 0: any
+    aggregation_memory_bytes: int = AGGREGATION_MEMORY  # for blocks of all replies side by side
     fresh_worker: bool = False
     seed: int = 0
 
@@ -63,6 +67,9 @@ class RunOptions:
         _within("round_deadline_s", self.round_deadline_s, 0.0, 30 * DAY_S, open_below=True)
         _within("wait_deadline_s", self.wait_deadline_s, 0.0, 30 * DAY_S)
         _within("reply_bytes", self.reply_bytes, 1024, 16 * 1024**3)
+        _within("aggregation_memory_bytes", self.aggregation_memory_bytes, 1024**2, 2**48)
+        if self.max_norm_ratio:
+            _within("max_norm_ratio", self.max_norm_ratio, 1.0, 1e9)
         _within("seed", self.seed, 0, 2**63 - 1)
         _within("limits.seconds", self.limits.seconds, 0.0, 30 * DAY_S)
         _within("limits.memory_bytes", self.limits.memory_bytes, 0, 2**48)

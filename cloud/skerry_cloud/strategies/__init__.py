@@ -7,7 +7,7 @@ one package of the cloud that imports flwr: all of its strategies, and whole Flo
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from skerry_cloud.runs.plan import ConfigScalar
+from skerry_cloud.runs.plan import AGGREGATION_MEMORY, ConfigScalar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,7 @@ class RoundPlan:
     round_deadline_s: float
     strategy: str
     strategy_options: Mapping[str, ConfigScalar]
+    aggregation_memory_bytes: int = AGGREGATION_MEMORY
 
 
 MEAN = "fedavg"

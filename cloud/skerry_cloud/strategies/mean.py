@@ -14,13 +14,12 @@ from skerry_protos.errors import ConfigError
 from skerry_protos.records import Records
 from skerry_protos.tensors import DType, Tensor
 
+from skerry_cloud.blocks import BLOCK, blocks
 from skerry_cloud.runs.asker import Answer, Ask, Asker, Node
+from skerry_cloud.runs.replies import in_order
 from skerry_cloud.strategies import ARRAYS, CONFIG, EXAMPLES, METRICS, ROUND, RoundPlan
 
 Weights = Mapping[str, Tensor]
-
-BLOCK = 1 << 18
-"""Elements multiplied at a time: the product stays in the processor's cache."""
 
 
 class Mean:
@@ -42,11 +41,12 @@ class Mean:
         """Fold one model in; its names and shapes have been screened."""
         self.weight += weight
         for name in self._like:
-            values = _values(weights[name])
+            tensor = weights[name]
             if name not in self._sums:
-                wide = np.complex128 if values.dtype.kind == "c" else np.float64
-                self._sums[name] = np.zeros(values.shape, dtype=wide)
-            _fold(self._sums[name].reshape(-1), values.reshape(-1), weight)
+                complex_ = tensor.dtype in {DType.COMPLEX64, DType.COMPLEX128}
+                wide = np.complex128 if complex_ else np.float64
+                self._sums[name] = np.zeros(tensor.shape, dtype=wide)
+            _fold(self._sums[name].reshape(-1), tensor, weight)
 
     def result(self) -> dict[str, Tensor] | None:
         """Return the mean in the model's own types, or None when nothing was folded in."""
@@ -61,19 +61,15 @@ class Mean:
         return made
 
 
-def _fold(total: NDArray[Any], values: NDArray[Any], weight: float) -> None:
+def _fold(total: NDArray[Any], tensor: Tensor, weight: float) -> None:
     product = np.empty(min(BLOCK, total.size), dtype=total.dtype)
-    for begin in range(0, total.size, BLOCK):
-        part = total[begin : begin + BLOCK]
-        out = product[: part.size]
-        block = values[begin : begin + BLOCK]
+    begin = 0
+    for block in blocks(tensor):
+        out = product[: block.size]
         # Without dtype the product would be rounded to the values' own type first.
         np.multiply(block, weight, out=out, dtype=out.dtype, casting="unsafe")
-        part += out
-
-
-def _values(tensor: Tensor) -> NDArray[Any]:
-    return tensor.float32() if tensor.dtype is DType.BFLOAT16 else tensor.numpy()
+        total[begin : begin + block.size] += out
+        begin += block.size
 
 
 def _as(dtype: DType, mean: NDArray[Any]) -> Tensor:
@@ -118,8 +114,7 @@ def train_round(asker: Asker, plan: RoundPlan, number: int, weights: Weights) ->
     content = _content(plan, number, weights)
     mean, metrics = Mean(weights), MetricMean()
     device_metrics: dict[int, Mapping[str, Any]] = {}
-    for answer in _in_order(asker, nodes, content, number, "train"):
-        asker.screen(content, [answer], phase="train", arrays=weights)
+    for answer in _answers(asker, nodes, content, number, "train"):
         if answer.content is None:
             continue
         said = answer.content.metrics.get(METRICS, {})
@@ -139,8 +134,7 @@ def evaluate_round(asker: Asker, plan: RoundPlan, number: int, weights: Weights)
     content = _content(plan, number, weights)
     metrics = MetricMean()
     device_metrics: dict[int, Mapping[str, Any]] = {}
-    for answer in _in_order(asker, nodes, content, number, "evaluate"):
-        asker.screen(content, [answer], phase="evaluate")
+    for answer in _answers(asker, nodes, content, number, "evaluate"):
         if answer.content is not None:
             said = answer.content.metrics.get(METRICS, {})
             metrics.add(said, weight_of(said))
@@ -153,17 +147,11 @@ def _content(plan: RoundPlan, number: int, weights: Weights) -> Records:
     return Records(arrays={ARRAYS: dict(weights)}, configs={CONFIG: dict(config)})
 
 
-def _in_order(
+def _answers(
     asker: Asker, nodes: Sequence[Node], content: Records, number: int, phase: str
 ) -> Iterable[Answer]:
     """Ask, and yield the answers in the order of the tasks, each as soon as its turn has come."""
     asks = [Ask(node=one.node, message_type=phase, content=content) for one in nodes]
     tasks = asker.ask(asks, round_=number, phase=phase)
-    early: dict[str, Answer] = {}
-    turn = iter(tasks)
-    expected = next(turn, None)
-    for answer in asker.answers(tasks, [one.node for one in nodes]):
-        early[answer.task] = answer
-        while expected is not None and expected in early:
-            yield early.pop(expected)
-            expected = next(turn, None)
+    ids = [one.node for one in nodes]
+    return in_order(asker, tasks, ids, [content] * len(tasks), phase=phase, exact=True)

@@ -7,6 +7,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from skerry_protos.records import Records
 from skerry_protos.tensors import Tensor, from_npy, npy_bytes
 
+from skerry_cloud.blocks import copy, give_back
+
 NPY = "numpy.ndarray"
 
 
@@ -21,10 +23,13 @@ class NumpyArray(Array):  # type: ignore[misc]
 
     @property
     def data(self) -> bytes:
-        """Return the array as an .npy file."""
-        if "npy" not in self.__dict__:
-            self.__dict__["npy"] = npy_bytes(self.__dict__["tensor"])
-        return self.__dict__["npy"]  # type: ignore[no-any-return]
+        """Return the array as an .npy file, made anew each time: to keep it would be to hold it."""
+        tensor = self.__dict__["tensor"]
+        if tensor is None:
+            return self.__dict__["npy"]  # type: ignore[no-any-return]
+        made = npy_bytes(tensor)
+        give_back(tensor.data)
+        return made
 
     @data.setter
     def data(self, value: bytes) -> None:
@@ -34,7 +39,7 @@ class NumpyArray(Array):  # type: ignore[misc]
     def numpy(self) -> Any:
         """Return a fresh ndarray, as Flower does: the caller may change it."""
         tensor = self.__dict__["tensor"]
-        return super().numpy() if tensor is None else tensor.numpy().copy()
+        return super().numpy() if tensor is None else copy(tensor)
 
 
 def to_flower(records: Records) -> RecordDict:
@@ -60,12 +65,15 @@ def from_flower(content: RecordDict) -> Records:
 
 def tensors_of(record: ArrayRecord) -> dict[str, Tensor]:
     """Return an ArrayRecord's arrays as tensors, over the same bytes."""
-    return {name: _tensor(array) for name, array in record.items()}
+    return {name: tensor_of(array) for name, array in record.items()}
 
 
 def arrays_of(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Return tensors as an ArrayRecord; they stay where they are until asked for."""
-    return ArrayRecord({name: _array(tensor) for name, tensor in tensors.items()})
+    record = ArrayRecord()
+    for name, tensor in tensors.items():  # one by one: given a dict, it copies every array
+        record[name] = _array(tensor)
+    return record
 
 
 def _array(tensor: Tensor) -> Array:
@@ -79,7 +87,8 @@ def _array(tensor: Tensor) -> Array:
     return NumpyArray(tensor)
 
 
-def _tensor(array: Array) -> Tensor:
+def tensor_of(array: Array) -> Tensor:
+    """Return an array as a tensor over the same bytes; opaque when numpy has no such array."""
     if isinstance(array, NumpyArray) and array.__dict__["tensor"] is not None:
         return array.__dict__["tensor"]  # type: ignore[no-any-return]
     plain = from_npy(array.data) if array.stype == NPY else None

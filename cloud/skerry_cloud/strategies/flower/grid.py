@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +12,10 @@ from skerry_protos.messages import new_id
 from skerry_protos.records import Records
 
 from skerry_cloud.runs.asker import Answer, Ask, Asker
+from skerry_cloud.runs.replies import in_order, screen_together
 from skerry_cloud.strategies import ROUND, RoundPlan
 from skerry_cloud.strategies.flower.conversion import from_flower, to_flower
+from skerry_cloud.strategies.flower.replies import Replies
 from skerry_cloud.strategies.mean import MetricMean
 
 SERVER_NODE = 1
@@ -31,6 +33,7 @@ class SkerryGrid(Grid):  # type: ignore[misc]
         self._run: Any = SimpleNamespace(run_id=number, fab_id="", fab_version="")
         self._sent: dict[str, tuple[Message, Records]] = {}
         self._noting = threading.Lock()  # Flower's older API asks each device from its own thread
+        self._unread = threading.local()
         self._means: dict[tuple[int, str], MetricMean] = {}
         self._round = 0
         self.watched = False
@@ -65,6 +68,7 @@ class SkerryGrid(Grid):  # type: ignore[misc]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages; return their ids."""
+        self.settle()
         return self._push(list(messages), None)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -74,11 +78,33 @@ class SkerryGrid(Grid):  # type: ignore[misc]
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages and return a reply for each: the device's, or an error that says why."""
-        # A list: secure aggregation goes over it twice.
+        """Send messages and return a reply for each: the device's, or an error that says why.
+
+        The list is filled as it is read (replies.py): a strategy may work while devices do.
+        """
+        self.settle()
         sent = list(messages)
-        nodes = [message.metadata.dst_node_id for message in sent]
-        return self._taken(list(self.asker.answers(self._push(sent, timeout), nodes)))
+        tasks = self._push(sent, timeout)
+        # Not the messages: they hold the model.
+        asked = {task: self._sent.pop(task) for task in tasks}
+        about = {task: message.metadata for task, (message, _) in asked.items()}
+
+        def make(answer: Answer) -> Message:
+            return self._message(answer, about[answer.task])
+
+        replies = Replies(self.asker, len(tasks), self._answers(asked), make)
+        self._unread.replies = replies
+        return replies
+
+    def settle(self) -> None:
+        """Wait for the replies that this thread asked for and did not read.
+
+        An app may count on it that devices have answered before it asks them again, or ends.
+        """
+        replies: Replies | None = getattr(self._unread, "replies", None)
+        self._unread.replies = None
+        if replies is not None and not replies.settled:
+            replies.settle()
 
     def _push(self, messages: Sequence[Message], timeout: float | None) -> list[str]:
         if not messages:
@@ -114,6 +140,22 @@ class SkerryGrid(Grid):  # type: ignore[misc]
             self._sent[task] = message, ask.content
         return tasks
 
+    def _answers(self, asked: Mapping[str, tuple[Message, Records]]) -> Iterator[Answer]:
+        """Yield each task's answer in order, screened; report behind the last."""
+        if not asked:
+            return
+        tasks = list(asked)
+        messages, contents = zip(*asked.values(), strict=True)
+        nodes = [message.metadata.dst_node_id for message in messages]
+        phase = _phase(messages[0].metadata.message_type)
+        number = self._round
+        by_node: dict[int, dict[str, Any]] = {}
+        for answer in in_order(self.asker, tasks, nodes, contents, phase=phase):
+            if answer.content is not None:
+                by_node[answer.node] = _metrics(answer.content)
+            yield answer
+        self._measure(number, phase, by_node)
+
     def _taken(self, answers: list[Answer]) -> list[Message]:
         """Return answers as messages, those not fit to be used as errors; report the rest."""
         if not answers:
@@ -123,12 +165,12 @@ class SkerryGrid(Grid):  # type: ignore[misc]
             answer.node = sent[answer.task][0].metadata.dst_node_id
         message, asked = sent[answers[0].task]
         phase = _phase(message.metadata.message_type)
-        self.asker.screen(asked, answers, phase=phase)
-        self._measure(answers, phase)
-        return [self._message(one, sent[one.task][0]) for one in answers]
+        screen_together(self.asker, asked, answers, phase=phase)
+        by_node = {one.node: _metrics(one.content) for one in answers if one.content is not None}
+        self._measure(self._round, phase, by_node)
+        return [self._message(one, sent[one.task][0].metadata) for one in answers]
 
-    def _message(self, answer: Answer, to: Message) -> Message:
-        asked = to.metadata
+    def _message(self, answer: Answer, asked: Metadata) -> Message:
         metadata = Metadata(
             run_id=self._number,
             message_id=new_id("reply-"),
@@ -164,26 +206,15 @@ class SkerryGrid(Grid):  # type: ignore[misc]
         self._means.clear()
         self.asker.begin_round(number, rounds)
 
-    def _measure(self, answers: list[Answer], phase: str) -> None:
-        by_node: dict[int, Mapping[str, Any]] = {}
+    def _measure(self, number: int, phase: str, by_node: dict[int, dict[str, Any]]) -> None:
+        """Report what devices measured, and where no strategy does, the means of it so far."""
         with self._noting:
-            mean = self._mean(answers, phase, by_node)
-        if not self.watched:
-            by_node[0] = {k: v for k, v in mean.items() if k not in WEIGHTS}
-        self.asker.measure_all(self._round, phase, by_node)
-
-    def _mean(
-        self, answers: list[Answer], phase: str, by_node: dict[int, Mapping[str, Any]]
-    ) -> dict[str, float]:
-        """Put each answer's numbers into `by_node`; return the means of the phase so far."""
-        mean = self._means.setdefault((self._round, phase), MetricMean())
-        for answer in answers:
-            if answer.content is not None:
-                said = _metrics(answer.content)
-                by_node[answer.node] = said
+            mean = self._means.setdefault((number, phase), MetricMean())
+            for said in by_node.values():
                 weight = next((said[name] for name in WEIGHTS if name in said), 1.0)
                 mean.add(said, weight if isinstance(weight, int | float) else 1.0)
-        return mean.result()
+            whole = {k: v for k, v in mean.result().items() if k not in WEIGHTS}
+        self.asker.measure_all(number, phase, by_node if self.watched else {**by_node, 0: whole})
 
 
 def _metrics(content: Records) -> dict[str, Any]:

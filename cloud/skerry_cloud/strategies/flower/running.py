@@ -14,6 +14,7 @@ from skerry_cloud.strategies import ARRAYS, RoundPlan
 from skerry_cloud.strategies.flower.conversion import arrays_of, tensors_of
 from skerry_cloud.strategies.flower.grid import SERVER_NODE, SkerryGrid
 from skerry_cloud.strategies.flower.making import load_server_app, make_strategy
+from skerry_cloud.strategies.flower.streaming import streaming
 from skerry_cloud.strategies.flower.watching import watching
 
 Evaluate = Callable[[int, Mapping[str, Tensor]], dict[str, Any]]
@@ -34,8 +35,9 @@ def run_app(
         run_config=dict(plan.run_config),
     )
     ready()
-    with watching(grid):
+    with watching(grid), streaming(asker, plan.aggregation_memory_bytes):
         app(grid, context)
+        grid.settle()
     if grid.model is None:
         asker.note("the app sent no arrays: the run has no model")
     else:
@@ -66,7 +68,7 @@ def run_strategy(
         assert evaluate is not None
         return MetricRecord(evaluate(number, tensors_of(arrays)))
 
-    with watching(grid):
+    with watching(grid), streaming(asker, plan.aggregation_memory_bytes):
         result = strategy.start(
             grid=grid,
             initial_arrays=arrays_of(weights),
