@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from skerry_cloud.strategies.mean import BLOCK, Mean, MetricMean
+from skerry_cloud.blocks import BLOCK
+from skerry_cloud.strategies.mean import Mean, MetricMean
 from skerry_protos.errors import ConfigError
 from skerry_protos.tensors import DType, Tensor
 
