@@ -11,7 +11,7 @@ PROJECTS := pyproject.toml $(wildcard */pyproject.toml)
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test slow check protos bench clean
+.PHONY: help setup demo test slow faults simulate check protos bench clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -36,6 +36,15 @@ test: setup  ## Run the tests (marked slow: not)
 
 slow: setup  ## Run the long soak and chaos tests
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+faults: setup  ## Break things on purpose, full counts: make faults [ROWS=1,4] [COUNT=20]
+	$(BIN)/python -m tests.faults --rows '$(ROWS)' --count '$(or $(COUNT),0)'
+
+SEEDS ?= 10000
+SEED ?=
+
+simulate: setup  ## The whole system in virtual time: make simulate SEEDS=10000, or SEED=17 at length
+	$(BIN)/python -m tests.simulator $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 check: setup  ## Lint, types, import contracts, freshness of generated code
 	scripts/check

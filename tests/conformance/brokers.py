@@ -16,7 +16,7 @@ from skerry_protos.messages import DeviceId
 
 from tests.certificates import Trust
 from tests.conformance.harness import Shore, transport
-from tests.faults import FaultProxy
+from tests.faults.proxy import FaultProxy
 from tests.mqtt import mosquitto_present
 
 

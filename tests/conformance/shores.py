@@ -18,7 +18,7 @@ from skerry_protos.session.memory import Faults, MemoryEnd
 
 from tests.certificates import Trust
 from tests.conformance.harness import Shore, transport
-from tests.faults import FaultProxy
+from tests.faults.proxy import FaultProxy
 
 LOSSY = Faults(seed=7, drop=0.03, duplicate=0.05, reorder=0.1, corrupt=0.0, chunk=64 * 1024)
 
