@@ -11,7 +11,10 @@ ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt for each signal that ends a program."""
+    """Raise KeyboardInterrupt for each signal that ends a program.
+
+    One that whoever started us had us ignore (nohup, a shell's background job) stays ignored.
+    """
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
@@ -32,7 +35,11 @@ def _handled(handler: object) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread is told of signals
         return
-    found = {number: signal.signal(number, handler) for number in ENDS}  # type: ignore[arg-type]
+    found = {
+        number: signal.signal(number, handler)  # type: ignore[arg-type]
+        for number in ENDS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:

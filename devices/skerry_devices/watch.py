@@ -17,6 +17,7 @@ from skerry_protos.errors import DeadlineError, LinkError, RejectedError, Skerry
 from skerry_devices.client import POLL_S, Client, at
 from skerry_devices.journal import Answer, Phase, Round, Story, shown_metrics
 from skerry_devices.output import Format, clock, console, size
+from skerry_devices.signals import interruptible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -52,7 +53,8 @@ class LeftAloneError(SkerryError):
 def left_alone(run: str) -> Iterator[None]:
     """Say that a run goes on when its watching is interrupted."""
     try:
-        yield
+        with interruptible():
+            yield
     except KeyboardInterrupt:
         raise LeftAloneError(run) from None
 
