@@ -20,6 +20,7 @@ _WRITE_FILE, _READ_FILE = 1 << 1, 1 << 2
 _OF_FILES = _WRITE_FILE | _READ_FILE
 # REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG, MAKE_SYM
 _OF_FOLDERS = _OF_FILES | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 12
+_MAKE_BLOCK = 1 << 11
 _REFER = 1 << 13  # moving between folders; denied altogether unless it is asked for
 
 
@@ -52,6 +53,21 @@ def hide(hidden: Iterable[Path]) -> bool:
         return False
     try:
         _allow_all_but(Path("/"), folders, ruleset, handled)
+        return _call(_RESTRICT, ruleset, 0) == 0
+    finally:
+        os.close(ruleset)
+
+
+def set_apart() -> bool:
+    """Keep this process's hands off those it was forked from; False where nothing can.
+
+    A process in a Landlock domain can neither trace nor read the memory of one outside it, whoever
+    its user is. This domain forbids nothing else, but for making block devices.
+    """
+    ruleset = _call(_CREATE, ctypes.byref(_Ruleset(_MAKE_BLOCK)), ctypes.sizeof(_Ruleset), 0)
+    if ruleset < 0:
+        return False
+    try:
         return _call(_RESTRICT, ruleset, 0) == 0
     finally:
         os.close(ruleset)

@@ -20,23 +20,33 @@ from skerry_protos.records import Records, decode, write
 
 from skerry_edge.apps import App, AppFailure, FailureCode, load_app
 from skerry_edge.worker import coding, sandbox
-from skerry_edge.worker.messages import HEAD, REASON_LIMIT, Job, Outcome, Sandbox, pack
+from skerry_edge.worker.messages import HEAD, LIBRARIES, REASON_LIMIT, Job, Outcome, Sandbox, pack
 
 
 def main() -> None:
     """Serve the agent at the other end of the socket whose descriptor is the argument."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    first = _receive(control)
+    first = receive(control)
     if first is None:
         return
     sandbox.enter(Sandbox(**first))
+    serve(control)
+
+
+def serve(control: socket.socket) -> None:
+    """Take jobs until the agent hangs up."""
     apps: dict[tuple[str, str], App] = {}
-    while (said := _receive(control)) is not None:
+    while (said := receive(control)) is not None:
         outcome = perform(Job(**said), apps)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         control.sendall(pack(outcome))
+
+
+def flush() -> None:
+    """Hand what was printed to the agent."""
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def perform(job: Job, apps: dict[tuple[str, str], App]) -> Outcome:
@@ -74,6 +84,7 @@ def perform(job: Job, apps: dict[tuple[str, str], App]) -> Outcome:
         compute_s=time.monotonic() - began,
         cpu_s=_cpu_s() - cpu,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        libraries=",".join(name for name in LIBRARIES if LIBRARIES[name] in sys.modules),
     )
 
 
@@ -121,15 +132,16 @@ def _cpu_s() -> float:
     )
 
 
-def _receive(control: socket.socket) -> dict[str, Any] | None:
-    head = _exactly(control, HEAD.size)
+def receive(control: socket.socket) -> dict[str, Any] | None:
+    """Return the agent's next message, or None when it has closed."""
+    head = exactly(control, HEAD.size)
     if head is None:
         return None
-    body = _exactly(control, HEAD.unpack(head)[0])
+    body = exactly(control, HEAD.unpack(head)[0])
     return None if body is None else dict(json.loads(body))
 
 
-def _exactly(control: socket.socket, size: int) -> bytes | None:
+def exactly(control: socket.socket, size: int) -> bytes | None:
     """Return `size` bytes, or None when the agent has closed."""
     data = bytearray()
     while len(data) < size:

@@ -16,6 +16,12 @@ MESSAGE_LIMIT = 1 << 20
 """Longest message either way, bytes."""
 REASON_LIMIT = 1000
 """Longest reason of a failure, characters."""
+LIBRARIES = {
+    "native": "skerry_edge.apps.native",
+    "flower": "skerry_edge.apps.flower",
+    "torch": "torch",
+}
+"""What a zygote may load before it forks, by name: kinds of apps, and what starts no threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +83,7 @@ class Outcome:
     compute_s: float = 0.0
     cpu_s: float = 0.0
     peak_rss_bytes: int = 0
+    libraries: str = ""  # names of LIBRARIES that the worker has loaded, by commas
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
@@ -92,7 +99,8 @@ class Outcome:
             if not isinstance(said.get(each.name), kinds):  # type: ignore[arg-type]
                 raise PeerError(f"a worker's outcome has no valid {each.name!r}")
         outcome = cls(**{each.name: said[each.name] for each in fields(cls)})
-        if not 0 <= outcome.code <= 255 or len(outcome.reason) > REASON_LIMIT:
+        longest = max(len(outcome.reason), len(outcome.libraries))
+        if not 0 <= outcome.code <= 255 or longest > REASON_LIMIT:
             raise PeerError("a worker's outcome is out of bounds")
         return outcome
 

@@ -6,6 +6,7 @@ agents in one process (simulated devices): jobs carry everything that is the dev
 
 import asyncio
 import contextlib
+import logging
 import os
 import pwd
 import shutil
@@ -24,6 +25,10 @@ from skerry_edge.config import Limits
 from skerry_edge.worker.messages import Job, Sandbox
 from skerry_edge.worker.output import OnLine
 from skerry_edge.worker.process import Bounds, Result, Worker
+from skerry_edge.worker.warmth import Warmth
+from skerry_edge.worker.zygotes import Zygote, ZygoteError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -44,6 +49,11 @@ class Workers:
         self._idle: list[_Idle] = []
         self._stopping: set[asyncio.Task[None]] = set()
         self._user = _user(limits.user)
+        self._warmth = Warmth(
+            lambda libraries: Zygote.start(
+                folder, self._sandbox, libraries, limits.pass_environment
+            )
+        )
         self._reaper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -61,6 +71,7 @@ class Workers:
             self._reaper.cancel()
             await asyncio.gather(self._reaper, return_exceptions=True)
         await self._stop_idle(lambda _: True)
+        await self._warmth.cool(0.0)
 
     def folder(self, task: str) -> Path:
         """Return an empty folder for one task's files, which the worker may write."""
@@ -95,8 +106,11 @@ class Workers:
         on_line: OnLine | None = None,
     ) -> Result:
         """Run a job in a worker of its bundle, when one of the slots is free."""
-        async with self._slots, self._worker(bundle, fresh or self._limits.fresh_worker) as worker:
-            return await worker.run(job, bounds, on_line)
+        fresh = fresh or self._limits.fresh_worker
+        async with self._slots, self._worker(bundle, job.kind, fresh=fresh) as worker:
+            result = await worker.run(job, bounds, on_line)
+            self._warmth.note(bundle, result.outcome.libraries)
+            return result
 
     @property
     def idle(self) -> int:
@@ -104,9 +118,10 @@ class Workers:
         return len(self._idle)
 
     @contextlib.asynccontextmanager
-    async def _worker(self, bundle: Digest, fresh: bool) -> AsyncIterator[Worker]:
+    async def _worker(self, bundle: Digest, kind: str, *, fresh: bool) -> AsyncIterator[Worker]:
         """Lend a worker; it goes back to the idle ones unless it is spent."""
-        worker = (None if fresh else self._take(bundle)) or await self._start(bundle)
+        worker = None if fresh else self._take(bundle)
+        worker = worker or await self._start(bundle, kind, fresh=fresh)
         try:
             yield worker
         finally:
@@ -122,11 +137,21 @@ class Workers:
                 return idle.worker
         return None
 
-    async def _start(self, bundle: Digest) -> Worker:
+    async def _start(self, bundle: Digest, kind: str, *, fresh: bool) -> Worker:
         # Room first: another bundle's idle worker holds memory that this one wants.
         await self._stop_idle(lambda idle: idle.bundle != bundle)
+        passed = self._limits.pass_environment
+        if fresh and (zygote := await self._warmth.find(bundle, kind)) is not None:
+            try:
+                return await Worker.start(self._folder, self._sandbox, passed, zygote=zygote)
+            except ZygoteError as error:
+                log.info("%s; a new process takes its place", error)
+        return await Worker.start(self._folder, self._sandbox, passed)
+
+    @property
+    def _sandbox(self) -> Sandbox:
         uid, gid = self._user
-        sandbox = Sandbox(
+        return Sandbox(
             agent_pid=os.getpid(),
             niceness=self._limits.niceness,
             io_idle=self._limits.io_idle,
@@ -136,7 +161,6 @@ class Workers:
             processes=self._limits.processes,
             hidden=self._hidden,
         )
-        return await Worker.start(self._folder, sandbox, self._limits.pass_environment)
 
     async def _reap(self) -> None:
         """Stop workers that have been idle for too long, so that an idle agent is small."""
@@ -144,6 +168,7 @@ class Workers:
         while True:
             await asyncio.sleep(min(max(keep / 4, 0.1), 10))
             await self._stop_idle(lambda idle: time.monotonic() - idle.since >= keep)
+            await self._warmth.cool(keep)
 
     async def _stop_idle(self, which: Callable[[_Idle], bool]) -> None:
         chosen = [idle for idle in self._idle if which(idle)]

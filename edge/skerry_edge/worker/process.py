@@ -6,7 +6,6 @@ Result within the job's time, and nothing of a worker that broke a limit is left
 
 import asyncio
 import contextlib
-import os
 import secrets
 import signal
 import socket
@@ -19,7 +18,7 @@ from typing import Self
 import psutil
 from skerry_protos.errors import PeerError
 
-from skerry_edge.worker import processes
+from skerry_edge.worker import processes, programs
 from skerry_edge.worker.messages import (
     HEAD,
     MESSAGE_LIMIT,
@@ -29,6 +28,7 @@ from skerry_edge.worker.messages import (
     pack,
 )
 from skerry_edge.worker.output import OnLine, Output
+from skerry_edge.worker.zygotes import Forked, Zygote
 
 CRASHED = 8
 """FailureCode.CRASHED; the child's modules are not loaded here."""
@@ -36,12 +36,6 @@ CRASHED = 8
 LOOK_S = 0.25
 TREE_EVERY = 4
 STOP_S = 2.0
-
-PASSED = (
-    *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
-    *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
-)
-"""Environment variables every worker sees; all others are the agent's own business."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,27 +57,12 @@ class Result:
     warm: bool
 
 
-def environment(folder: Path, token: str, passed: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return a worker's environment: harmless variables, its own home, no telemetry of others."""
-    kept = {name: os.environ[name] for name in (*PASSED, *passed) if name in os.environ}
-    return {
-        **kept,
-        "HOME": str(folder / "home"),
-        "TMPDIR": str(folder / "tmp"),
-        "FLWR_HOME": str(folder / "home" / "flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        processes.MARK: token,
-    }
-
-
 class Worker:
     """A live child process; `usable` turns false when it must not get another job."""
 
     def __init__(
         self,
-        process: asyncio.subprocess.Process,
+        process: asyncio.subprocess.Process | Forked,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         output: Output,
@@ -101,24 +80,34 @@ class Worker:
         return self._process.pid
 
     @classmethod
-    async def start(cls, folder: Path, sandbox: Sandbox, passed: tuple[str, ...] = ()) -> Self:
-        """Start a child that lives in `folder`; it has loaded nothing yet."""
+    async def start(
+        cls,
+        folder: Path,
+        sandbox: Sandbox,
+        passed: tuple[str, ...] = (),
+        *,
+        zygote: Zygote | None = None,
+    ) -> Self:
+        """Start a child that lives in `folder`; it has loaded nothing of any app yet.
+
+        With a zygote it is forked from that, which has the same sandbox, or ZygoteError is raised.
+        """
         token = secrets.token_hex(8)
         ours, theirs = socket.socketpair()
         output = Output()
+        process: asyncio.subprocess.Process | Forked
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-P", "-u", "-X", "faulthandler", "-m", "skerry_edge.worker.child"),
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output.write,
-                stderr=output.write,
-                cwd=folder / "tmp",
-                env=environment(folder, token, passed),
-                start_new_session=True,
-            )
+            if zygote is not None:
+                process = await zygote.fork(theirs, output.write, token)
+            else:
+                process = await programs.start(
+                    "child",
+                    theirs,
+                    folder=folder,
+                    token=token,
+                    passed=passed,
+                    output=output.write,
+                )
         except BaseException:
             output.close()
             ours.close()
@@ -127,7 +116,8 @@ class Worker:
             theirs.close()
             output.close_write()
         reader, writer = await asyncio.open_connection(sock=ours, limit=MESSAGE_LIMIT)
-        writer.write(pack(sandbox))
+        if zygote is None:
+            writer.write(pack(sandbox))
         return cls(process, reader, writer, output, token)
 
     async def run(self, job: Job, bounds: Bounds, on_line: OnLine | None = None) -> Result:
@@ -172,7 +162,8 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), STOP_S)
         self._end()
-        await self._process.wait()
+        with contextlib.suppress(TimeoutError):  # it is dead; a zygote that hangs says nothing
+            await asyncio.wait_for(self._process.wait(), STOP_S)
         self._output.close()
 
     def _end(self) -> None:

@@ -33,15 +33,25 @@ def enter(sandbox: Sandbox) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (sandbox.file_bytes, sandbox.file_bytes))
         # Beyond the limit a write fails with EFBIG, which the app sees, instead of a signal.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    _control(_PR_SET_CHILD_SUBREAPER, 1)
     if sandbox.uid >= 0:
         _drop(sandbox)
-    _control(_PR_SET_NO_NEW_PRIVS, 1)
+    control(_PR_SET_NO_NEW_PRIVS, 1)
     hide(Path(folder) for folder in sandbox.hidden)
-    # After a change of user: changing it clears the signal.
-    _control(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != sandbox.agent_pid:
+    belong_to(sandbox.agent_pid)  # after a change of user, which undoes it
+
+
+def belong_to(parent: int) -> None:
+    """Adopt the orphans below this process and die with its parent; a fork inherits neither."""
+    control(_PR_SET_CHILD_SUBREAPER, 1)
+    control(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
         raise SystemExit("the agent is gone")
+
+
+def control(option: int, value: int) -> None:
+    """Set a property of this process (prctl(2)); one that the system does not have is left out."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 def _drop(sandbox: Sandbox) -> None:
@@ -58,8 +68,3 @@ def _yield_the_disk() -> None:
 
     with contextlib.suppress(OSError, AttributeError, psutil.Error):
         psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
-
-
-def _control(option: int, value: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
