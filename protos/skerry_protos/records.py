@@ -7,7 +7,7 @@ On disk and on the wire they are one file (records.proto says how); reading it c
 import hashlib
 import mmap
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,17 +69,29 @@ LIMITS = RecordLimits()
 
 def encode(records: Records) -> list[bytes | memoryview]:
     """Return the file's parts in order; tensors are views, not copies."""
-    header = _header(records)
+    return list(
+        encode_each(
+            records, (tensor for group in records.arrays.values() for tensor in group.values())
+        )
+    )
+
+
+def encode_each(like: Records, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryview]:
+    """Yield a file's parts in order: `like`, with these tensors in place of its own.
+
+    They look as its own do; each is asked for when its turn comes, and not held afterwards.
+    """
+    header = _header(like)
     specs = [spec for group in header.arrays for spec in group.tensors]
-    tensors = [tensor for group in records.arrays.values() for tensor in group.values()]
     head = _place(header, specs)
-    parts: list[bytes | memoryview] = [_HEAD.pack(MAGIC, len(head)), head]
+    yield from (_HEAD.pack(MAGIC, len(head)), head)
     at = _HEAD.size + len(head)
     for spec, tensor in zip(specs, tensors, strict=True):
+        if (tensor.dtype, tensor.nbytes) != (spec.dtype, spec.nbytes):
+            raise ValueError(f"the tensor in place of {spec.name!r} does not look like it")
         if tensor.nbytes:
-            parts += [bytes(spec.offset - at), tensor.data]
+            yield from (bytes(spec.offset - at), tensor.data)
             at = spec.offset + tensor.nbytes
-    return parts
 
 
 def _place(header: pb.Records, specs: list[pb.TensorSpec]) -> bytes:

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from skerry_protos.codecs import (
     BROADCASTS,
+    FEEDBACK,
     NAMES,
     Codec,
     CodecError,
@@ -23,7 +24,6 @@ from skerry_protos.codecs import (
 from skerry_protos.codecs.floats import LOSSY
 from skerry_protos.codecs.methods import code
 from skerry_protos.codecs.updates import (
-    FEEDBACK,
     Feedback,
     alike,
     decode_model,

@@ -6,13 +6,18 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from skerry_protos.codecs import NONE, Codec, parse_broadcast
 from skerry_protos.errors import ConfigError
 from skerry_protos.settings import read_table
+
+from skerry_cloud.selectors import parse as parse_selector
 
 ConfigScalar = bool | int | float | str
 
 RUN_CONFIG_LIMIT = 8 * 1024
 """Largest run configuration as JSON, bytes: it travels with every task."""
+CODECS_LIMIT = 64
+"""Most selectors of codecs in one run."""
 DAY_S = 86_400.0
 AGGREGATION_MEMORY = 256 * 1024**2
 NORM_RATIO = 10.0
@@ -57,6 +62,9 @@ class RunOptions:
     max_norm_ratio: float = NORM_RATIO  # of an update's norm to the round's median; 0: any
     aggregation_memory_bytes: int = AGGREGATION_MEMORY  # for blocks of all replies side by side
     fresh_worker: bool = False
+    codec: str | dict[str, ConfigScalar] = NONE  # of what training changed; or a table with options
+    codecs: dict[str, str | dict[str, ConfigScalar]] = field(default_factory=dict)  # by selector
+    broadcast_codec: str = NONE  # of models on their way to devices
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,8 +85,21 @@ class RunOptions:
         _within("server_limits.silence_s", self.server_limits.silence_s, 1.0, 30 * DAY_S)
         _within("server_limits.memory_bytes", self.server_limits.memory_bytes, 0, 2**48)
         _within("server_limits.output_bytes", self.server_limits.output_bytes, 1024, 2**40)
+        Codec.parse(self.codec, source="run options: codec")
+        parse_broadcast(self.broadcast_codec, source="run options: broadcast_codec")
+        if len(self.codecs) > CODECS_LIMIT:
+            raise ConfigError(f"run options: more than {CODECS_LIMIT} codecs by selector")
+        for selector, said in self.codecs.items():
+            parse_selector(selector)
+            Codec.parse(said, source=f"run options: codecs, {selector!r}")
         if len(json.dumps(self.run_config)) > RUN_CONFIG_LIMIT:
             raise ConfigError(f"run options: run_config passes {RUN_CONFIG_LIMIT} bytes as JSON")
+
+    @property
+    def coded(self) -> bool:
+        """Return whether the run wants any codec."""
+        said = {str(self.codec), self.broadcast_codec, *map(str, self.codecs.values())}
+        return said != {NONE}
 
     @classmethod
     def parse(cls, options: object) -> "RunOptions":

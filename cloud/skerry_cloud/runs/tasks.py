@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
+from skerry_protos.codecs import NAMES
 from skerry_protos.errors import PeerError
 from skerry_protos.messages import (
     BODY_LIMIT,
@@ -51,6 +52,7 @@ class Asked:
     ttl_s: float
     content: bytes | BlobRef
     node_config: Mapping[str, Any]
+    codec_json: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,7 @@ class Answer:
     code: int
     reason: str
     log_tail: str
-    report: dict[str, float | bool]
+    report: dict[str, float | bool | str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,7 @@ class TaskMaker:
             created_unix_s=time.time(),
             message_id=task,
             ttl_s=asked.ttl_s,
+            codec_json=asked.codec_json,
         ).SerializeToString()
         if len(body) > BODY_LIMIT:
             raise PeerError(f"a task of {len(body)} bytes; expected at most {BODY_LIMIT}")
@@ -119,14 +122,16 @@ class TaskMaker:
         )
 
 
-def cancel_parcel(run: RunId, tasks: list[ParcelId], reason: str) -> Parcel:
-    """Return the parcel that tells a device to stop working on these tasks."""
+def cancel_parcel(
+    run: RunId, tasks: list[ParcelId], reason: str, *, run_over: bool = False
+) -> Parcel:
+    """Return the parcel that tells a device to stop working on tasks, or that the run is over."""
     return Parcel(
         id=ParcelId(new_id("cancel-")),
         kind=ParcelKind.CANCEL,
         run=run,
         deadline_unix_s=time.time() + CANCEL_S,
-        body=work_pb2.Cancel(tasks=tasks, reason=reason[:200]).SerializeToString(),
+        body=work_pb2.Cancel(tasks=tasks, reason=reason[:200], run_over=run_over).SerializeToString(),
     )
 
 
@@ -166,14 +171,16 @@ def shown(text: str, limit: int = REASON_LIMIT) -> str:
     return "".join(one if one.isprintable() or one in "\n\t" else " " for one in text[:limit])
 
 
-def _report(report: work_pb2.WorkReport) -> dict[str, float | bool]:
-    """Return the numbers of a report that are numbers."""
-    found: dict[str, float | bool] = {}
+def _report(report: work_pb2.WorkReport) -> dict[str, float | bool | str]:
+    """Return the numbers of a report that are numbers, and the codec when it names one."""
+    found: dict[str, float | bool | str] = {}
     for name in ("queued_s", "download_s", "compute_s", "cpu_s", "peak_rss_bytes"):
         value = float(getattr(report, name))
         if 0 <= value < 1e15:
             found[name] = round(value, 6)
     found["warm"] = report.warm
+    if report.codec.partition(",")[0] in NAMES and report.plain_bytes < 2**50:
+        found |= {"codec": shown(report.codec, 64), "plain_bytes": report.plain_bytes}
     return found
 
 

@@ -31,6 +31,8 @@ BLOCK = {"int8": 128, "int4": 64}
 """Elements that share a scale, unless the options say otherwise."""
 BLOCK_LEAST, BLOCK_MOST = 16, 65536
 RANK_MOST = 1024
+FEEDBACK = frozenset({"topk", "powersgd"})
+"""Codecs that leave something out which chance does not make good: they keep it for later."""
 NEEDS_ZSTD = (LOSSLESS,)
 
 

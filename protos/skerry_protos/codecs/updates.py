@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 
-from skerry_protos.codecs import LOSSLESS, STYPE, Codec, CodecError, CodedError
+from skerry_protos.codecs import FEEDBACK, LOSSLESS, STYPE, Codec, CodecError, CodedError
 from skerry_protos.codecs.coded import Coded, Look, read, write
 from skerry_protos.codecs.exact import word_of
 from skerry_protos.codecs.floats import LOSSY, Floats, apply, update
@@ -24,8 +24,6 @@ from skerry_protos.tensors import Tensor
 Group = Mapping[str, Tensor]
 
 ARRAYS = "arrays"
-FEEDBACK = frozenset({"topk", "powersgd"})
-"""Codecs that leave something out which is not made good by chance."""
 EXACT = frozenset({Method.EXACT, Method.DIFFERENCE})
 RESIDUAL, WARM = "residual", "warm"
 
