@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from skerry_cloud.brokers import BrokerConfig, open_broker
-from skerry_cloud.coordinator import secrets_in
+from skerry_cloud.coordinator import open_models, secrets_in
 from skerry_cloud.fleets import Fleet
 from skerry_cloud.fleets.grpc import GrpcFleet
 from skerry_cloud.fleets.memory import MemoryFleet
 from skerry_cloud.fleets.mqtt import MqttFleet
 from skerry_cloud.identity import Authority
+from skerry_cloud.models.registry import Models
+from skerry_cloud.models.updates import Updates
 from skerry_cloud.registry import Registry
+from skerry_cloud.rollouts.engine import Rollouts
 from skerry_cloud.runs.engine import Runs
 from skerry_cloud.runs.lifecycle import OPEN_RUNS
 from skerry_cloud.store import Store, tables
@@ -52,6 +55,9 @@ class SmallFleet:
     authority: Authority
     url: str
     workers: Workers
+    models: Models
+    updates: Updates
+    rollouts: Rollouts
     agents: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     async def enrol(
@@ -183,7 +189,10 @@ async def small_fleet(
             folder=home / "runs",
             hidden=lambda: secrets_in(home),
         )
-        registry.attach(fleet=fleet, work=runs)
+        models, updates, rollouts = await open_models(
+            home, stack, store=store, blobs=blobs, fleet=fleet, registry=registry
+        )
+        registry.attach(fleet=fleet, work=runs, serving=updates)
         await stack.enter_async_context(runs)
         await stack.enter_async_context(fleet)  # type: ignore[arg-type]
         pool = await stack.enter_async_context(Workers(home / "work", limits))
@@ -197,6 +206,9 @@ async def small_fleet(
             authority=authority,
             url=url if url else getattr(fleet, "url", ""),
             workers=pool,
+            models=models,
+            updates=updates,
+            rollouts=rollouts,
         )
         await made.enrol(*devices, labels=labels)
         made.start(*devices)

@@ -23,17 +23,28 @@ from skerry_protos.errors import ConfigError
 
 from skerry_cloud.api.app import make_app
 from skerry_cloud.api.enrol import LinkView
+from skerry_cloud.api.models import ARTEFACT_LIMIT, UPLOAD_PATH
+from skerry_cloud.api.models import router as models_router
+from skerry_cloud.api.repository import METADATA_LIMIT, METADATA_PATH
+from skerry_cloud.api.repository import router as repository_router
+from skerry_cloud.api.rollouts import router as rollouts_router
 from skerry_cloud.api.runs import BUNDLE_LIMIT
 from skerry_cloud.api.runs import router as runs_router
 from skerry_cloud.api.serving import serving
 from skerry_cloud.brokers import Broker, BrokerConfig, open_broker
 from skerry_cloud.config import CoordinatorConfig, url_host
 from skerry_cloud.files import write_private
+from skerry_cloud.fleets import Fleet
 from skerry_cloud.fleets.grpc import GrpcFleet
 from skerry_cloud.fleets.joined import JoinedFleet
 from skerry_cloud.fleets.mqtt import MqttFleet
 from skerry_cloud.identity import Authority, ServerCredentials
+from skerry_cloud.models.online import OnlineKeys
+from skerry_cloud.models.registry import Models
+from skerry_cloud.models.repository import Repository
+from skerry_cloud.models.updates import Updates
 from skerry_cloud.registry import Registry
+from skerry_cloud.rollouts.engine import Rollouts
 from skerry_cloud.runs import Runs
 from skerry_cloud.store import Store, operators
 from skerry_cloud.store.operators import Role
@@ -98,7 +109,10 @@ async def running(config: CoordinatorConfig) -> AsyncIterator[Addresses]:
             folder=config.home / "runs",
             hidden=lambda: secrets_in(config.home),
         )
-        registry.attach(fleet=fleet, work=runs)
+        models, updates, rollouts = await open_models(
+            config.home, stack, store=store, blobs=blobs, fleet=fleet, registry=registry
+        )
+        registry.attach(fleet=fleet, work=runs, serving=updates)
         await stack.enter_async_context(runs)
         for one in fleets.values():
             await stack.enter_async_context(one)
@@ -110,8 +124,17 @@ async def running(config: CoordinatorConfig) -> AsyncIterator[Addresses]:
             registry=registry,
             url=http_url,
             links=[LinkView(kind=kind, url=url) for kind, url in urls.items()],
-            routers=[runs_router(runs)],
-            large_bodies={"/v1/apps": BUNDLE_LIMIT},
+            routers=[
+                runs_router(runs),
+                models_router(models, store, blobs),
+                repository_router(models, blobs),
+                rollouts_router(rollouts),
+            ],
+            large_bodies={
+                "/v1/apps": BUNDLE_LIMIT,
+                UPLOAD_PATH: ARTEFACT_LIMIT,
+                METADATA_PATH: METADATA_LIMIT,
+            },
         )
         context = keys.context()
         await stack.enter_async_context(serving(app, [listener], context))
@@ -191,6 +214,28 @@ def open_blobs(config: CoordinatorConfig) -> LocalBlobs:
     from skerry_cloud.store.objects import ObjectBlobs
 
     return ObjectBlobs(folder, config.objects)
+
+
+async def open_models(
+    home: Path,
+    stack: contextlib.AsyncExitStack,
+    *,
+    store: Store,
+    blobs: LocalBlobs,
+    fleet: Fleet,
+    registry: Registry,
+) -> tuple[Models, Updates, Rollouts]:
+    """Return the model registry, who tells devices of models, and the rollouts, all open."""
+    online = await asyncio.to_thread(OnlineKeys.open, home / "models")
+    repository = await stack.enter_async_context(Repository(store, blobs, online))
+    models = Models(store=store, blobs=blobs, repository=repository)
+    updates = await stack.enter_async_context(
+        Updates(store=store, fleet=fleet, roster=registry, repository=repository)
+    )
+    rollouts = await stack.enter_async_context(
+        Rollouts(store=store, models=models, updates=updates, roster=registry)
+    )
+    return models, updates, rollouts
 
 
 def secrets_in(home: Path) -> list[Path]:

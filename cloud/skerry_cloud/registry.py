@@ -65,6 +65,18 @@ class Work(Protocol):
         ...
 
 
+class Serving(Protocol):
+    """Who tells devices which models to serve (skerry_cloud.models.updates.Updates)."""
+
+    async def present(self, device: DeviceId) -> None:
+        """Tell the device what it has not been told yet."""
+        ...
+
+    async def report(self, device: DeviceId, parcel: Parcel) -> None:
+        """Store what a device says of a model, idempotently; as Gate.accept."""
+        ...
+
+
 @dataclass(slots=True)
 class Presence:
     """What is known of a device since this coordinator started."""
@@ -103,15 +115,16 @@ class Registry:
         self._authority = authority
         self._fleet: Fleet | None = None
         self._work: Work | None = None
+        self._serving: Serving | None = None
         self._presence: dict[DeviceId, Presence] = {}
         self._revoked: set[DeviceId] = set()
         self._changed: set[DeviceId] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changes = asyncio.Condition()
 
-    def attach(self, *, fleet: Fleet, work: Work) -> None:
-        """Say who carries messages to devices and who gives them work."""
-        self._fleet, self._work = fleet, work
+    def attach(self, *, fleet: Fleet, work: Work, serving: Serving | None = None) -> None:
+        """Say who carries messages to devices, who gives them work, and who models."""
+        self._fleet, self._work, self._serving = fleet, work, serving
 
     async def __aenter__(self) -> Self:
         revoked = await self._store.write(_begin)
@@ -156,6 +169,8 @@ class Registry:
             await self._dismiss(device)
         elif self._work is not None:
             await self._work.present(device)
+            if self._serving is not None:
+                await self._serving.present(device)
 
     async def absent(self, device: DeviceId, transport: str, why: str) -> None:
         """Note that the device's wire was cut."""
@@ -192,6 +207,8 @@ class Registry:
                 await self._working().reply(device, parcel)
             case ParcelKind.PROGRESS:
                 await self._working().progress(device, parcel)
+            case ParcelKind.UPDATE_REPORT if self._serving is not None:
+                await self._serving.report(device, parcel)
             case _:
                 raise RejectedError(
                     RejectCode.UNEXPECTED, f"a device does not send {parcel.kind[:40]!r} parcels"

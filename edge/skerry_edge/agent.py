@@ -31,6 +31,9 @@ from skerry_edge.config import AgentConfig
 from skerry_edge.identity import Identity, LinkAddress
 from skerry_edge.journal import Journal
 from skerry_edge.links import LinkConfig, open_link
+from skerry_edge.models import NoSelfTest, SelfTest, Service
+from skerry_edge.models.trust import Verify, in_child
+from skerry_edge.models.updates import Updates
 from skerry_edge.outbox import HELD_LIMIT, REPLY, Ledger, Seen, reply_id
 from skerry_edge.renewal import Renewal
 from skerry_edge.reporter import Reporter
@@ -56,6 +59,9 @@ class Agent:
         *,
         workers: Workers | None = None,
         opener: Open = open_link,
+        self_test: SelfTest | None = None,
+        service: Service | None = None,
+        verify: Verify = in_child,
     ) -> None:
         self._config, self._device, self._shared = config, identity.device, workers
         self._clock, self._journal = Clock(), Journal()
@@ -90,6 +96,18 @@ class Agent:
             clock=self._clock,
             journal=self._journal,
         )
+        self.updates = Updates(
+            config.home,
+            identity.device,
+            route=self._route,
+            blobs=self._blobs,
+            self_test=self_test or NoSelfTest(),
+            service=service,
+            state=config.models.state,
+            root_sha256=config.models.root_sha256,
+            profile=config.agent.profile,
+            verify=verify,
+        )
         self._queue: asyncio.Queue[tuple[Task, float]] = asyncio.Queue()
         self._working: dict[ParcelId, asyncio.Task[Parcel]] = {}
         self._offered: dict[ParcelId, asyncio.Task[None]] = {}
@@ -108,6 +126,7 @@ class Agent:
                 group.create_task(self._renewal.run(self._reporter.ask_renewal), name="renewal")
                 group.create_task(self._reporter.print(), name="journal")
                 group.create_task(self._route.run(), name="route")
+                group.create_task(self.updates.run(), name="updates")
         except BaseExceptionGroup as several:
             raise _first(several) from several
         finally:
@@ -145,6 +164,8 @@ class Agent:
                 await self._cancel(parcel)
             case ParcelKind.CERTIFICATE:
                 await self._renewal.install(parcel)
+            case ParcelKind.UPDATE:
+                await self.updates.accept(parcel)
             case _:
                 message = f"this agent takes no parcels of kind {parcel.kind!r}"
                 raise RejectedError(RejectCode.UNEXPECTED, message)
@@ -214,7 +235,9 @@ class Agent:
         minding = asyncio.create_task(self._mind(task, doing))
         self._reporter.work(+1)
         try:
-            self._offer(await doing)
+            reply = await doing
+            if reply.id in self._ledger.outbox:  # else the task was cancelled in the last moment
+                self._offer(reply)
         except DeadlineError:
             await self._drop(task, "its deadline passed while it was worked on")
         except asyncio.CancelledError:
@@ -297,9 +320,14 @@ class Agent:
             blobs=self._blobs,
             receiver=self,
             on_state=self._route.state,
-            on_welcome=self._reporter.welcome,
+            on_welcome=self._welcome if secure else self._reporter.welcome,
             on_refused=self._route.refused,
         )
+
+    def _welcome(self, unix_s: float, every_s: float) -> None:
+        """Take the coordinator's time over mutual TLS: it counts for verifying updates too."""
+        self.updates.welcome(unix_s)
+        self._reporter.welcome(unix_s, every_s)
 
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -5,6 +5,7 @@ limits and conditions; agent.toml has the last word.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from skerry_edge.conditions import Conditions
 from skerry_edge.energy.budget import EnergyTable
 from skerry_edge.inference.settings import InferenceTable
 
-TABLES = ("agent", "node", "limits", "conditions", "labels", "energy", "inference")
+TABLES = ("agent", "node", "limits", "conditions", "labels", "energy", "inference", "models")
 LINKS = ("auto", "grpc", "mqtt")
 
 NodeConfig = dict[str, bool | int | float | str]
@@ -91,6 +92,20 @@ class AgentTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelsTable:
+    """The table [models]: what the device trusts, and where it remembers it."""
+
+    root_sha256: str = ""
+    """SHA-256 of the repository's first root.json; empty: the first one that comes is trusted."""
+    state: Path | None = None
+    """What was verified and found bad, kept where nothing is wiped; unset: <home>/trust."""
+
+    def __post_init__(self) -> None:
+        if self.root_sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", self.root_sha256):
+            raise ValueError("root_sha256 must be 64 hexadecimal digits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
     """Everything an operator may set; where the agent lives."""
 
@@ -102,6 +117,7 @@ class AgentConfig:
     labels: dict[str, str] = field(default_factory=dict)
     energy: EnergyTable = field(default_factory=EnergyTable)
     inference: InferenceTable = field(default_factory=InferenceTable)
+    models: ModelsTable = field(default_factory=ModelsTable)
 
     @property
     def file(self) -> Path:
@@ -149,6 +165,9 @@ def read_config(
     values["energy"] = read_table(
         EnergyTable, tables.get("energy", {}), source=source, name="energy"
     )
+    values["models"] = read_table(
+        ModelsTable, tables.get("models", {}), source=source, name="models"
+    )
     values["node"] = _flat(tables.get("node", {}), source)
     values["labels"] = _labels(tables.get("labels", {}), source)
     return AgentConfig(**values)
@@ -172,5 +191,10 @@ def _labels(table: object, source: str) -> dict[str, str]:
 
 def settings() -> list[str]:
     """Return the name of every setting, as docs/devices.md lists them."""
-    tables = (("agent", AgentTable), ("limits", Limits), ("conditions", Conditions))
+    tables = (
+        ("agent", AgentTable),
+        ("limits", Limits),
+        ("conditions", Conditions),
+        ("models", ModelsTable),
+    )
     return [f"{name}.{each.name}" for name, kind in tables for each in fields(kind)]

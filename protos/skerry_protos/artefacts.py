@@ -28,6 +28,8 @@ SIGNED_AT: Final = "x-skerry-signed-at"
 """Field of timestamp metadata: when it was signed, unix seconds; the device's time floor."""
 DEVICE: Final = "x-skerry-device"
 """Field of the director's targets metadata: for which device it is."""
+WITHDRAWN: Final = "x-skerry-withdrawn"
+"""Field of the same: models the device is to serve no more, and by which rollout."""
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _FILE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")

@@ -5,13 +5,14 @@ signed, and nothing else: a device takes an artefact only when both repositories
 bytes.
 """
 
+import json
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from securesystemslib.signer import CryptoSigner
-from skerry_protos.artefacts import DEVICE, SIGNED_AT
+from skerry_protos.artefacts import DEVICE, SIGNED_AT, WITHDRAWN
 from skerry_protos.messages import DeviceId
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets, Timestamp
 
@@ -31,6 +32,8 @@ def word(
     roots: Mapping[int, bytes],
 ) -> dict[str, bytes]:
     """Return the director's metadata for one device, all of version `number`."""
+    every = list(assigned)
+    withdrawn = {each.model: each.rollout for each in every if not each.target}
     expires = (datetime.now(UTC) + LIFE).replace(microsecond=0)
     targets = Targets(
         version=number,
@@ -40,11 +43,13 @@ def word(
                 each.size,
                 {"sha256": each.digest},
                 each.target,
-                {"custom": {**each.wish, "rollout": each.rollout}},
+                # canonical JSON has no fractions: the wish is a text
+                {"custom": {"wish": json.dumps(dict(each.wish)), "rollout": each.rollout}},
             )
-            for each in assigned
+            for each in every
+            if each.target
         },
-        unrecognized_fields={DEVICE: device},
+        unrecognized_fields={DEVICE: device, WITHDRAWN: withdrawn},
     )
     snapshot = Snapshot(version=number, expires=expires, meta={"targets.json": MetaFile(number)})
     timestamp = Timestamp(

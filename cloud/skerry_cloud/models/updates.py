@@ -95,6 +95,8 @@ class Updates:
         """Say what devices are to serve; those that are here are told at once."""
         every = list(new)
         for each in every:
+            if not each.target:
+                continue  # the model is withdrawn
             signed = self._repository.target(each.target)
             if signed is None or signed.hashes.get("sha256") != each.digest:
                 raise TrustError(f"{each.target} is not signed: devices would refuse it")
@@ -146,7 +148,7 @@ class Updates:
         self._fleet.cast(await self._repository.as_blob(), devices)
         wanted: dict[BlobRef, set[DeviceId]] = {}
         for each in await self._store.read(kept.assigned):
-            if each.device in devices:
+            if each.device in devices and each.target:
                 ref = BlobRef(digest=each.digest, size=each.size, role="artefact")
                 wanted.setdefault(ref, set()).add(each.device)
         for ref, those in wanted.items():
@@ -258,4 +260,4 @@ def _readings(said: Mapping[str, float]) -> dict[str, float]:
 
 def _logged(done: "asyncio.Task[Any]") -> None:
     if not done.cancelled() and (error := done.exception()) is not None:
-        log.error("an update could not be sent: %s", error)
+        log.error("an update could not be sent: %s", error or type(error).__name__, exc_info=error)

@@ -74,7 +74,7 @@ class Assignment:
 
     device: DeviceId
     model: str
-    target: str
+    target: str  # empty: the model is withdrawn from the device
     digest: Digest
     size: int
     rollout: str

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from skerry_edge.models.slots import Release, Slot, Slots
 
-__all__ = ["Release", "SelfTest", "Service", "Slot", "Slots"]
+__all__ = ["NoSelfTest", "Release", "SelfTest", "Service", "Slot", "Slots"]
 
 
 class SelfTest(Protocol):
@@ -38,3 +38,11 @@ class Service(Protocol):
     def readings(self, model: str) -> Mapping[str, float] | None:
         """Return what was measured since the last call, or None when nothing serves this model."""
         ...
+
+
+class NoSelfTest:
+    """Tries nothing: what the signature and the digests say has to do."""
+
+    async def test(self, slot: Slot, *, timeout_s: float) -> Mapping[str, float]:  # noqa: ARG002
+        """Return no readings."""
+        return {}

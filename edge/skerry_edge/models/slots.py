@@ -248,6 +248,11 @@ class Slots:
         """Forget that a release was bad: the operator wants it tried again."""
         self._note(bad={key: text for key, text in self.ledger.bad.items() if key != digest})
 
+    def withdraw(self) -> None:
+        """Serve nothing: the operator took the model away. The slots keep what they hold."""
+        self._let_live(None)
+        self._note(trial="", before="", starts=0)
+
     def swap_back(self) -> Slot:
         """Let the idle slot's release, found healthy before, serve again, without a trial."""
         idle = self.idle

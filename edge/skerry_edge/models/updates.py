@@ -199,6 +199,9 @@ class Updates:
         if verdict["refused"]:
             self._refuse(director, verdict["refused"])
             return
+        for model, rollout in verdict["withdrawn"].items():
+            async with self._turn(model):
+                await self._withdraw(model, rollout)
         for each in verdict["assigned"]:
             release = _release(each)
             async with self._turn(release.model):
@@ -247,6 +250,16 @@ class Updates:
             self._say(watch, advance(phase, Event.REFUSE), release, why=error.message)
             return
         await self._try(slot, watch)
+
+    async def _withdraw(self, model: str, rollout: str) -> None:
+        """Serve nothing of a model any more. The turn is held."""
+        watch = self._watch(model)
+        await asyncio.to_thread(watch.slots.withdraw)
+        await watch.serve(None)
+        nothing = Release(
+            model=model, version=0, target="", digest=Digest(""), size=0, rollout=rollout
+        )
+        self._say(watch, Phase.LIVE, nothing)
 
     async def _fetch(self, release: Release, slots: Slots) -> Slot:
         """Return the slot that holds the artefact; a cut or a full disk is waited out."""
@@ -349,7 +362,7 @@ def _claimed(director: Mapping[str, bytes]) -> list[Release]:
             continue
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, TrustError):
             for path, named in json.loads(data)["signed"]["targets"].items():
-                wish = named.get("custom", {})
+                wish = {"rollout": named.get("custom", {}).get("rollout", "")}
                 digest = str(named["hashes"]["sha256"])
                 bytes.fromhex(digest)
                 found.append(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from skerry_protos.artefacts import DEVICE, SIGNED_AT, TargetPath
+from skerry_protos.artefacts import DEVICE, SIGNED_AT, WITHDRAWN, TargetPath, model_name
 from skerry_protos.errors import PeerError, SkerryError, TrustError
 from tuf.api import exceptions as tuf_errors
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets, Timestamp
@@ -65,6 +65,7 @@ class Verdict:
 
     number: int = 0
     assigned: tuple[Assigned, ...] = ()
+    withdrawn: dict[str, str] = field(default_factory=dict)  # model -> by which rollout
     refused: str = ""
     floor: float = 0.0
 
@@ -96,7 +97,9 @@ def verify(question: Question) -> Verdict:
         kept = max(floor(trust), min(signed, root.expires.timestamp()))
         if kept > floor(trust):
             write_json(trust / "floor.json", {"unix_s": kept})
-        return Verdict(number=targets.version, assigned=assigned, floor=kept)
+        return Verdict(
+            number=targets.version, assigned=assigned, withdrawn=_withdrawn(targets), floor=kept
+        )
     except (tuf_errors.RepositoryError, tuf_errors.DownloadError) as error:
         return Verdict(refused=_explained(error, now, question), floor=floor(trust))
     except (TrustError, PeerError) as error:
@@ -200,8 +203,25 @@ def _agreed(images: Updater, wanted: TargetFile) -> Assigned:
         digest=digest,
         size=signed.length,
         custom=_table(signed.custom),
-        wish=_table(wanted.custom),
+        wish=_wish(_table(wanted.custom)),
     )
+
+
+def _wish(custom: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the director wishes; it is a text, since canonical JSON has no fractions."""
+    try:
+        wish = json.loads(custom.get("wish") or "{}")
+        return {**wish, "rollout": str(custom.get("rollout", ""))[:64]}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise TrustError(f"the director's wish cannot be read: {error}") from error
+
+
+def _withdrawn(targets: Targets) -> dict[str, str]:
+    found = _table(targets.unrecognized_fields.get(WITHDRAWN))
+    try:
+        return {model_name(model): str(rollout)[:64] for model, rollout in found.items()}
+    except (SkerryError, TypeError) as error:
+        raise TrustError(f"the director withdraws something unnamed: {error}") from error
 
 
 def _table(value: object) -> dict[str, Any]:
