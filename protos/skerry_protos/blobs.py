@@ -18,6 +18,7 @@ from typing import Final
 
 from skerry_protos.disk import DiskFullError, explained
 from skerry_protos.errors import PeerError, SkerryError, TrustError
+from skerry_protos.failpoints import failpoint
 from skerry_protos.messages import BLOB_SIZE_LIMIT, BlobRef, Digest, new_id
 from skerry_protos.partials import STEP, LocalPartial
 from skerry_protos.seams import Partial
@@ -233,7 +234,9 @@ class LocalBlobs:
         os.fchmod(file, 0o444)
         if self.durable:
             os.fsync(file)
+        failpoint("blob.written")
         path.rename(folder / digest)
+        failpoint("blob.named")
         if self.durable:
             _sync_folder(folder)
 

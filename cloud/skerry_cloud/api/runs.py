@@ -17,6 +17,7 @@ from skerry_cloud.runs.lifecycle import OPEN_RUNS
 from skerry_cloud.runs.tables import device_rows, round_rows
 from skerry_cloud.store import Store
 from skerry_cloud.store import runs as kept
+from skerry_cloud.store import tasks as kept_tasks
 from skerry_cloud.store.operators import Role
 from skerry_cloud.store.runs import Run
 
@@ -226,6 +227,17 @@ def router(runs: Runs) -> APIRouter:
             headers={"X-Skerry-Digest": found.model},
         )
 
+    @routes.get("/runs/{run}/app", dependencies=[needs(Role.OPERATOR)])
+    async def app(run: Named) -> FileResponse:
+        """Return the bundle of a run's app: its code, signed, as devices got it."""
+        found = await named(run)
+        path = await asyncio.to_thread(runs.blobs.path, found.app)
+        if path is None:
+            raise ApiError(410, "gone", f"the app {found.app[:12]} is not here any more")
+        return FileResponse(
+            path, media_type="application/zip", headers={"X-Skerry-Digest": found.app}
+        )
+
     return routes
 
 
@@ -243,7 +255,7 @@ def _fields(runs: Runs, run: Run) -> dict[str, Any]:
 
 
 async def _detail(runs: Runs, run: Run) -> RunDetail:
-    tasks = await runs.store.read(lambda c: kept.task_table(c, run.id))
+    tasks = await runs.store.read(lambda c: kept_tasks.task_table(c, run.id))
     metrics = await runs.store.read(lambda c: kept.metric_table(c, run.id))
     conductor = runs.under_way(run.id)
     progress = conductor.questions.progress_of if conductor is not None else None

@@ -20,6 +20,7 @@ from skerry_protos.records import Records
 
 from skerry_cloud.blocks import give_back, mapped
 from skerry_cloud.runs.channel import BODY_LIMIT, ChildEnd
+from skerry_cloud.runs.coding import Coding
 
 INLINE_TOGETHER = BODY_LIMIT - 64 * 1024
 PIECE = 1024 * 1024
@@ -50,6 +51,24 @@ class Ask:
     ttl_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How often devices were asked, and how often which there are: where a server side is."""
+
+    asked: int = 0
+    mustered: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Before:
+    """What a server side that goes on has from the one before it."""
+
+    checkpoint: Path | None = None
+    counts: Counts = field(default_factory=Counts)  # at that checkpoint
+    pulls: Sequence[Sequence[str]] = ()
+    every_s: float = 0.0  # how often a checkpoint is worth its time
+
+
 @dataclass(slots=True)
 class Answer:
     """What a task came to: a reply, or a code and a reason.
@@ -60,6 +79,7 @@ class Answer:
     task: str
     node: int = 0
     source: Path | bytes | None = None
+    asked: Records | None = None  # what it answers, where a coded update is relative to it
     content: Records | None = None
     code: int = 0
     why: str = ""
@@ -76,9 +96,16 @@ class Asker:
         *,
         round_deadline_s: float,
         max_norm_ratio: float = 0.0,
+        before: Before | None = None,
+        coding: Coding | None = None,
     ) -> None:
         self._end = end
         self._scratch = scratch
+        self._before = before or Before()
+        self._coding = coding or Coding()
+        self._pulls = [list(one) for one in self._before.pulls]
+        self._kept_at = time.monotonic()
+        self._mustered = 0
         self.max_norm_ratio = max_norm_ratio
         self._round_deadline_s = round_deadline_s
         self._sending = threading.Lock()
@@ -97,7 +124,8 @@ class Asker:
         """Return the devices of this run, once there are enough; the wait has its deadline."""
         with self._mustering:
             self._nodes = None
-            self._send({"do": "nodes"})
+            self._mustered += 1
+            self._send({"do": "nodes", "number": self._mustered})
             with self._changed:
                 self._wait(lambda: self._nodes is not None, None)
                 assert self._nodes is not None
@@ -120,23 +148,27 @@ class Asker:
         with self._counting:
             self._asked += 1
             number = self._asked
-        contents, body, place = self._contents([one.content for one in asks])
+        sent = self._coding.sent(asks)
+        contents, body, place = self._contents(sent)
         wants = [
             {
                 "node": one.node,
                 "type": one.message_type,
                 "group": one.group,
                 "ttl_s": one.ttl_s,
-                "content": place[id(one.content)],
+                "content": place[id(content)],
             }
-            for one in asks
+            for one, content in zip(asks, sent, strict=True)
         ]
         limit = self._round_deadline_s if timeout_s is None else max(0.0, timeout_s)
-        said = {"do": "ask", "ask": number, "round": round_, "phase": phase}
+        side = threading.current_thread() is not threading.main_thread()
+        said = {"do": "ask", "ask": number, "side": side, "round": round_, "phase": phase}
         self._send({**said, "timeout_s": limit, "wants": wants, "contents": contents}, body)
         with self._changed:
             self._wait(lambda: number in self._tasks, None)
-            return self._tasks.pop(number)
+            tasks = self._tasks.pop(number)
+        self._coding.remember(tasks, asks)
+        return tasks
 
     def answers(self, tasks: Sequence[str], nodes: Sequence[int]) -> Iterator[Answer]:
         """Yield each task's answer as it comes; the last when the question has closed."""
@@ -146,17 +178,70 @@ class Asker:
             with self._changed:
                 if not self._wait(lambda: any(task in self._answers for task in left), until):
                     raise EndedError("the coordinator did not close the round")
-                found = [self._answers.pop(task) for task in left if task in self._answers]
+                found = [self._taken(task) for task in left if task in self._answers]
             for answer in found:
                 answer.node = left.pop(answer.task)
                 yield answer
 
     def here(self, tasks: Iterable[str]) -> list[Answer]:
-        """Return the answers that are here now, each once."""
+        """Return the answers that are here now, each once; after a restart, those taken before.
+
+        Which answers were here together is recorded before anything can depend on it.
+        """
+        wanted = list(tasks)
         with self._changed:
             if self._gone:
                 raise EndedError("the coordinator has gone away")
-            return [self._answers.pop(task) for task in tasks if task in self._answers]
+            before = next((one for one in self._pulls if set(one) <= set(wanted)), None)
+            if before is not None:
+                self._pulls.remove(before)
+                self._wait(lambda: all(task in self._answers for task in before), None)
+                return [self._taken(task) for task in before]
+            later = {task for one in self._pulls for task in one}
+            taken = [task for task in wanted if task in self._answers and task not in later]
+            found = [self._taken(task) for task in taken]
+        if taken:
+            self._send({"do": "took", "tasks": taken})
+        return found
+
+    def _taken(self, task: str) -> Answer:
+        """Return an answer, once, with what it answers (held: `_changed`)."""
+        answer = self._answers.pop(task)
+        answer.asked = self._coding.asked.pop(task, None)
+        return answer
+
+    # Checkpoints.
+
+    @property
+    def counts(self) -> Counts:
+        """Return where this server side is."""
+        return Counts(asked=self._asked, mustered=self._mustered)
+
+    def checkpoint(self) -> Records | None:
+        """Return the checkpoint to go on from, or None; whoever uses it calls `go_on`."""
+        path = self._before.checkpoint
+        return None if path is None else codec.read(path)
+
+    def go_on(self) -> None:
+        """Count on from where the checkpoint was made."""
+        self._asked = self._before.counts.asked
+        self._mustered = self._before.counts.mustered
+
+    def due(self) -> bool:
+        """Return whether a checkpoint is worth its time now."""
+        return time.monotonic() - self._kept_at >= self._before.every_s
+
+    def keep(self, state: Records, *, round_: int, first: Counts) -> None:
+        """Hand over a checkpoint: all that was asked since `first` is not needed any more."""
+        self._kept_at = time.monotonic()
+        counts = {
+            "first_asked": first.asked,
+            "first_mustered": first.mustered,
+            "asked": self._asked,
+            "mustered": self._mustered,
+        }
+        file = self._file(codec.encode(state))
+        self._send({"do": "checkpoint", "round": round_, "file": file, **counts})
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
         """Report which replies were left out, and why."""
@@ -199,10 +284,10 @@ class Asker:
         Whoever calls decides how many are held at a time.
         """
         assert answer.source is not None
-        if isinstance(answer.source, bytes):
-            return codec.decode(answer.source)
         try:
-            return codec.read(answer.source)
+            source = answer.source
+            said = codec.decode(source) if isinstance(source, bytes) else codec.read(source)
+            return self._coding.plain(said, answer.asked, self._kept)
         except OSError as error:
             raise PeerError(f"its file cannot be read: {error.strerror}") from error
 
@@ -241,6 +326,9 @@ class Asker:
             else:
                 said.append({"file": self._file(parts)})
         return said, bytes(body), place
+
+    def _kept(self, parts: Iterable[bytes | memoryview]) -> Path:
+        return self._scratch / self._file(parts)
 
     def _file(self, parts: Iterable[bytes | memoryview]) -> str:
         with self._counting:
@@ -286,13 +374,16 @@ class Asker:
         if said["do"] == "reply":
             file = said.get("file")
             answer = Answer(task=said["task"], source=Path(file) if file else body)
+            answer.at = said.get("at") or answer.at
         elif said["do"] == "failure":
             answer = Answer(task=said["task"], code=said["code"], why=said["why"])
+            answer.at = said.get("at") or answer.at
         with self._changed:
             if answer is not None:
                 self._answers[answer.task] = answer
             elif said["do"] == "nodes":
                 found = said["nodes"]
+                self._coding.decodes |= set(said["decodes"])
                 self._nodes = [Node(node=one["node"], device=one["device"]) for one in found]
             elif said["do"] == "asked":
                 self._tasks[said["ask"]] = list(said["tasks"])

@@ -18,8 +18,10 @@ from typing import Any
 from skerry_protos.errors import SkerryError
 from skerry_protos.hiding import hide
 
-from skerry_cloud.runs.asker import Asker, EndedError
+from skerry_cloud.runs import chance
+from skerry_cloud.runs.asker import Asker, Before, Counts, EndedError
 from skerry_cloud.runs.channel import ChildEnd
+from skerry_cloud.runs.coding import Coding
 from skerry_cloud.strategies import RoundPlan
 
 PR_SET_PDEATHSIG = 1
@@ -54,12 +56,21 @@ def main() -> int:
 
 
 def _run(end: ChildEnd, said: dict[str, Any]) -> None:
+    before = Before(
+        checkpoint=Path(said["checkpoint"]) if said["checkpoint"] else None,
+        counts=Counts(asked=said["asked"], mustered=said["mustered"]),
+        pulls=said["pulls"],
+        every_s=said["checkpoint_s"],
+    )
     asker = Asker(
         end,
         Path(said["scratch"]),
         round_deadline_s=said["round_deadline_s"],
         max_norm_ratio=said["max_norm_ratio"],
+        before=before,
+        coding=Coding(used=said["coded"], broadcast=said["broadcast_codec"]),
     )
+    chance.begin(said["seed"])
     plan = RoundPlan(
         rounds=said["rounds"],
         fraction=said["fraction"],

@@ -1,8 +1,12 @@
 """One run from its server side's first word to its last: start at `Conductor.conduct`.
 
 The server side (a child process) says what it wants: devices (muster.py), a question to some of
-them (questions.py), a metric, a model. Whatever a person may want to know is journalled in the
-transaction that makes it true.
+them (questions.py); and what it has found (reports.py). Whatever a person may want to know is
+journalled in the transaction that makes it true.
+
+A run may have several server sides, one after the other: when it was paused, or when the
+coordinator was stopped or killed. The next one begins at the newest checkpoint and hears again what
+is recorded (takingup.py); what a device has answered once is never asked again.
 """
 
 import asyncio
@@ -11,37 +15,40 @@ import logging
 import shutil
 import time
 from collections.abc import Coroutine, Mapping
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from skerry_protos import bundles
 from skerry_protos.errors import PeerError, SkerryError
-from skerry_protos.messages import BlobRef, DeviceId
+from skerry_protos.failpoints import failpoint
+from skerry_protos.messages import BlobRef, DeviceId, RunId
 
-from skerry_cloud.runs import wishes
+from skerry_cloud.runs import takingup, wishes
 from skerry_cloud.runs.apps import AppPlan
-from skerry_cloud.runs.lifecycle import RunEvent, TaskEvent
+from skerry_cloud.runs.exchange import Exchange
+from skerry_cloud.runs.lifecycle import RESTING, RunEvent, RunState
 from skerry_cloud.runs.muster import Muster
 from skerry_cloud.runs.plan import RunOptions
 from skerry_cloud.runs.printed import Printed
 from skerry_cloud.runs.process import ServerProcess
 from skerry_cloud.runs.questions import Questions
+from skerry_cloud.runs.reports import Reports
+from skerry_cloud.runs.takingup import Resume
 from skerry_cloud.runs.tasks import AppCode, TaskMaker
-from skerry_cloud.runs.world import BrokenRunError, GoneError, Waiting, World
+from skerry_cloud.runs.world import BrokenRunError, DamagedError, Waiting, World
+from skerry_cloud.store import blobs as kept_blobs
+from skerry_cloud.store import questions as recorded
 from skerry_cloud.store import runs as kept
-from skerry_cloud.store.runs import Event, Metric, Run
+from skerry_cloud.store import tasks as kept_tasks
+from skerry_cloud.store.runs import Run
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED = (
-    "the coordinator stopped while it ran; its journal, replies and metrics are kept: "
-    "start it again with skerry run"
-)
 CRASH_S = 3.0
 """How long the last words of a process that has ended may take to be heard."""
 LOADING = Waiting(what="server", why="the app's server side is loading")
 COMPUTING = Waiting(what="server", why="the app's server side computes")
+AGAIN = "--- the server side begins again: lines may repeat ---"
 
 
 class Conductor:
@@ -55,15 +62,17 @@ class Conductor:
         self.options = options
         self._world = world
         self._folder = world.folder / run.id
+        scratch = self._folder / "scratch"
         self.questions = Questions(
-            run=run.id,
+            run=run,
             world=world,
             options=options,
             muster=self.muster,
-            scratch=self._folder / "scratch",
+            scratch=scratch,
             say=self._say,
             spawn=self._spawn,
         )
+        self._reports = Reports(run.id, world, self.muster, self.questions, scratch)
         self._printed = Printed(run.id, world)
         self._process: ServerProcess | None = None
         self._maker: TaskMaker | None = None
@@ -71,20 +80,41 @@ class Conductor:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting = LOADING
         self._heard_at = time.monotonic()
-        self._mustering = 0
+        self._mustering: set[asyncio.Task[None]] = set()
+        self._taken_up = False
+        self._rest = asyncio.Event()
+        self._awake = asyncio.Event()
+        self._checkpointing: asyncio.Task[None] | None = None
+        if run.state in RESTING:
+            self._rest.set()
+        else:
+            self._awake.set()
+
+    def take_up(self, exchanges: list[Exchange]) -> None:
+        """Go on with a run of an earlier coordinator: replies count from now on."""
+        self._taken_up = True
+        self.questions.deliveries.hold()
+        self.questions.take_up(exchanges)
 
     async def conduct(self) -> None:
         """Run the server side to its end and leave the run in a final state."""
         event, why = RunEvent.BROKE, ""
         try:
-            await self._start()
-            await self._converse()
+            if self._taken_up:
+                await takingup.check_blobs(self._world, self.run)
+                await self.muster.restore(self.run.partitions)
+                failpoint("resume.loaded")
+            while self._rest.is_set() or not await self._serve():
+                await self._sleep()
             event = RunEvent.DONE
+        except DamagedError as error:
+            event, why = RunEvent.LOST, str(error)
+            log.error("run %s cannot go on: %s", self.run.id, why)
         except SkerryError as error:
             why = str(error)
         except asyncio.CancelledError:
             if not self.stopped_by:
-                await self._finish(RunEvent.LOST, INTERRUPTED)
+                await self._leave()
                 raise
         except Exception as error:
             log.exception("run %s failed in the coordinator", self.run.id)
@@ -93,8 +123,24 @@ class Conductor:
             event, why = RunEvent.ENDED, f"stopped by {self.stopped_by}"
         await self._finish(event, why)
 
+    def pause(self) -> None:
+        """End the server side and give devices nothing new, until `resume`."""
+        self._awake.clear()
+        self._rest.set()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._rest.clear()
+        self._awake.set()
+
     def waiting(self) -> dict[str, Any]:
         """Return what the run waits for now."""
+        if self._rest.is_set():
+            open_ = sum(len(one.open) for one in self.questions.exchanges)
+            why = f"it is paused; go on with: skerry runs resume {self.run.id}"
+            if open_:
+                why += f" ({open_} devices may still answer: what comes is kept)"
+            return Waiting(what="person", why=why).to_json()
         return (self.questions.waiting() or self._waiting).to_json()
 
     async def withdraw(self, device: DeviceId, why: str) -> None:
@@ -102,12 +148,24 @@ class Conductor:
         self.muster.lose(device)
         await self.questions.withdraw(device, why)
 
-    # The conversation with the server side.
+    # One server side, from its start to its end.
 
-    async def _start(self) -> None:
+    async def _serve(self) -> bool:
+        """Serve one server side; return True when it is done, False when it is to rest."""
+        try:
+            resume = await takingup.resume(self._world, self.run.id)
+            self.questions.begin(resume.recall, resume.last)
+            self._reports.begin(len(resume.pulls))
+            await self._start(resume)
+            await self.questions.go()
+            return await self._converse()
+        finally:
+            await self._end_process()
+
+    async def _start(self, resume: Resume) -> None:
         bundle = self._world.blobs.path(self.run.app)
         if bundle is None:
-            raise BrokenRunError(f"the app's bundle {self.run.app[:12]} is not here any more")
+            raise DamagedError(f"the app's bundle {self.run.app[:12]} is not here any more")
         manifest = self._plan.manifest
         ref = BlobRef(digest=self.run.app, size=bundle.stat().st_size, role="bundle")
         self._maker = TaskMaker(
@@ -119,20 +177,29 @@ class Conductor:
         )
 
         def prepare() -> None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            # What the app wrote is its own: kept where it goes on, gone where it begins again.
+            names = ("app", "scratch") if resume.checkpoint else ("app", "scratch", "files")
+            for name in names:
+                shutil.rmtree(self._folder / name, ignore_errors=True)
             for name in ("app", "files", "scratch"):
-                (self._folder / name).mkdir(parents=True)
+                (self._folder / name).mkdir(parents=True, exist_ok=True)
             # We signed it when it was stored: only its structure is looked at again.
             bundles.unpack(bundle, self._folder / "app", lambda _signature, _manifest: None)
 
         await asyncio.to_thread(prepare)
         await self._world.write(lambda c: kept.change(c, self.run.id, RunEvent.STARTED))
+        if resume.recall.again:
+            self._printed.add([AGAIN])
+        self._waiting = LOADING
         self._process = await ServerProcess.start(
-            self._folder / "files", self.options.server_limits, self._printed.add
+            self._folder / "files",
+            self.options.server_limits,
+            self._printed.add,
+            hash_seed=self.options.seed % 2**32,
         )
-        self._say(self._instructions(), b"")
+        self._say(self._instructions(resume), b"")
 
-    def _instructions(self) -> dict[str, Any]:
+    def _instructions(self, resume: Resume) -> dict[str, Any]:
         """Return what the server side has to know."""
         return {
             "do": "start",
@@ -152,14 +219,23 @@ class Conductor:
             "round_deadline_s": self.options.round_deadline_s,
             "max_norm_ratio": self.options.max_norm_ratio,
             "aggregation_memory_bytes": self.options.aggregation_memory_bytes,
+            "coded": self.questions.codecs.used,
+            "broadcast_codec": self.options.broadcast_codec,
+            "checkpoint_s": self.options.checkpoint_s,
+            "checkpoint": str(resume.checkpoint or ""),
+            "asked": resume.asked,
+            "mustered": resume.mustered,
+            "pulls": resume.pulls,
         }
 
-    async def _converse(self) -> None:
-        """Grant wishes until the server side is done; raise when it is not, or is silent."""
+    async def _converse(self) -> bool:
+        """Grant wishes until the server side is done, or is to rest; raise when it is neither."""
         assert self._process is not None
         hearing = asyncio.create_task(self._hear(self._process))
-        tasks = [
+        resting = asyncio.create_task(self._rest.wait())
+        tasks: list[asyncio.Task[Any]] = [
             hearing,
+            resting,
             asyncio.create_task(self._watch_silence()),
             asyncio.create_task(self._watch_end(self._process, hearing)),
         ]
@@ -168,6 +244,7 @@ class Conductor:
             done, _ = await asyncio.wait(every, return_when=asyncio.FIRST_COMPLETED)
             for one in done:
                 one.result()
+            return hearing in done
         finally:
             for task in tasks:
                 task.cancel()
@@ -178,6 +255,8 @@ class Conductor:
             self._heard_at = time.monotonic()
             said, body = message
             if said["do"] == "done":
+                if self._checkpointing is not None:
+                    await asyncio.wait({self._checkpointing})
                 return
             await self._grant(said, body)
         try:
@@ -195,22 +274,17 @@ class Conductor:
             case "failed":
                 raise BrokenRunError(wishes.text(said, "why", 2000))
             case "nodes":
-                self._spawn(self._answer_nodes())
+                answering = self._spawn(self._answer_nodes(wishes.whole(said, "number")))
+                self._mustering.add(answering)
+                answering.add_done_callback(self._mustering.discard)
             case "ask":
                 await self.questions.ask(wishes.Question.parse(said, body), self._maker)
-            case "refused":
-                await self._refuse(wishes.refusals(said))
-            case "round":
-                await self._begin_round(wishes.whole(said, "round"), wishes.whole(said, "rounds"))
-            case "metrics":
-                await self._keep_metrics(wishes.metrics(said))
-            case "model":
-                await self._keep_model(wishes.file_name(said))
-            case "note":
-                data = {"text": wishes.text(said, "text", 500)}
-                await self._note(Event(kind="note", round=self.questions.round, data=data))
+            case "checkpoint":
+                # Beside the conversation: the round goes on while the disk works.
+                self._checkpointing = self._spawn(self._reports.checkpoint(wishes.Kept.parse(said)))
             case other:
-                raise PeerError(f"the run's server side said {other[:40]!r}")
+                if not await self._reports.take(said):
+                    raise PeerError(f"the run's server side said {other[:40]!r}")
 
     async def _crash(self, process: ServerProcess) -> str:
         """Return why the server side's channel closed before it was done."""
@@ -243,120 +317,73 @@ class Conductor:
         if self._process is not None:
             self._process.say(dict(said), body)
 
-    async def _answer_nodes(self) -> None:
-        """Tell the server side which devices it has, once there are enough."""
-        self._mustering += 1
-        try:
+    async def _answer_nodes(self, number: int) -> None:
+        """Tell the server side which devices it has, once there are enough; or had, if recorded."""
+        nodes = self.questions.recall.musters.pop(number, None)
+        if nodes is None:
             devices = await self.muster.gather(self._note_waiting)
-        finally:
-            self._mustering -= 1
-        nodes = [{"node": device.node, "device": device.id} for device in devices]
-        self._say({"do": "nodes", "nodes": nodes}, b"")
+            nodes = [(device.node, device.id) for device in devices]
+            failpoint("nodes.before-commit")
+            new, partitions = nodes, dict(self.muster.partitions)
+
+            def write(connection: sa.Connection) -> None:
+                recorded.keep_muster(connection, self.run.id, number, new)
+                kept.update(connection, self.run.id, partitions=partitions)
+
+            await self._world.write(write)
+            failpoint("nodes.committed")
+        said = [{"node": node, "device": device} for node, device in nodes]
+        decodes = self.muster.nodes_where(self.questions.codecs.decodes)
+        self._say({"do": "nodes", "nodes": said, "decodes": decodes}, b"")
 
     def _note_waiting(self, waiting: Waiting | None) -> None:
         self._waiting = waiting or COMPUTING
 
-    # What the server side reports.
-
-    async def _refuse(self, refused: list[tuple[str, str]]) -> None:
-        """Journal the replies that screening left out."""
-
-        def write(connection: sa.Connection) -> None:
-            for task, why in refused:
-                row = kept.find_task(connection, task)
-                if row is None or row.run != self.run.id:
-                    continue
-                if kept.move(connection, task, TaskEvent.REFUSE, why):
-                    data = {"task": task, "phase": row.message_type.partition(".")[0], "why": why}
-                    event = Event(kind="refused", round=row.round, device=row.device, data=data)
-                    kept.note(connection, self.run.id, event)
-
-        await self._world.write(write)
-
-    async def _begin_round(self, number: int, rounds: int) -> None:
-        event = Event(kind="round", round=number, data={"rounds": rounds})
-
-        def write(connection: sa.Connection) -> None:
-            kept.update(connection, self.run.id, round=number, rounds=rounds)
-            kept.note(connection, self.run.id, event)
-
-        await self._world.write(write)
-
-    async def _keep_metrics(self, new: list[wishes.Measured]) -> None:
-        rows, whole = [], dict[tuple[int, str], dict[str, float]]()
-        for one in new:
-            device = self.muster.device_of(one.node) if one.node else ""
-            if one.node and not device:
-                continue
-            if not one.node:
-                whole.setdefault((one.round, one.phase), {})[one.name] = one.value
-            rows.append(
-                Metric(
-                    round=one.round, phase=one.phase, name=one.name, value=one.value, device=device
-                )
-            )
-        events = [
-            Event(kind="metrics", round=number, data={"phase": phase, "values": values})
-            for (number, phase), values in whole.items()
-        ]
-
-        def write(connection: sa.Connection) -> None:
-            kept.keep_metrics(connection, self.run.id, rows)
-            kept.note(connection, self.run.id, *events)
-
-        await self._world.write(write)
-
-    async def _keep_model(self, name: str) -> None:
-        path = self._folder / "scratch" / name
-        while True:
-            with contextlib.suppress(GoneError):
-                await self._adopt_model(path)
-                self._world.adopted(path)
-                return
-
-    async def _adopt_model(self, path: Path) -> None:
-        ref = await self._world.adopt(path, "model")
-        data = {"digest": ref.digest, "bytes": ref.size}
-        event = Event(kind="model", round=self.questions.round, data=data)
-
-        def write(connection: sa.Connection) -> None:
-            self._world.require(ref)
-            kept.keep_blob(connection, ref, "model", self.run.id)
-            kept.update(connection, self.run.id, model=ref.digest)
-            kept.note(connection, self.run.id, event)
-
-        await self._world.write(write)
-
-    async def _note(self, event: Event) -> None:
-        await self._world.write(lambda c: kept.note(c, self.run.id, event))
-
-    # The end.
-
-    async def _finish(self, event: RunEvent, why: str) -> None:
-        """End the process, take open tasks away, and put the run into its final state."""
-        if self._process is not None:
-            await self._process.end()
-        parts = self.questions.end()
-        for task in self._tasks:
+    async def _end_process(self) -> None:
+        """End the server side and what was done for it; questions stay open, their clocks stop."""
+        process, self._process = self._process, None
+        if process is not None:
+            await process.end()
+        for task in self._mustering:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._mustering, return_exceptions=True)
+        if self._checkpointing is not None:
+            await asyncio.wait({self._checkpointing})
+        await self.questions.hold()
         with contextlib.suppress(SkerryError):
             await self._printed.close()
 
-        def write(connection: sa.Connection) -> None:
-            for part in parts:
-                kept.move(connection, part.task, TaskEvent.CANCEL, "the run ended")
-            if event is RunEvent.ENDED:
-                kept.change(connection, self.run.id, RunEvent.STOP, why)
-            kept.change(connection, self.run.id, event, why)
-            if event is not RunEvent.LOST:
-                gone = kept.forget_blobs(connection, self.run.id, ("task", "reply"))
-                self._world.let_go(gone)
+    async def _sleep(self) -> None:
+        """Rest until somebody wants the run to go on."""
+        await self._world.write(lambda c: kept.change(c, self.run.id, RunEvent.RESTED))
+        awake = asyncio.create_task(self._awake.wait())
+        try:
+            either: set[asyncio.Future[Any]] = {awake, self._failure}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            awake.cancel()
+        if self._failure.done():
+            self._failure.result()
 
-        await self._world.write(write)
+    # The end.
+
+    async def _leave(self) -> None:
+        """End what is done here and leave the run as it is: the next coordinator goes on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _finish(self, event: RunEvent, why: str) -> None:
+        """Take open tasks away, and put the run into its final state."""
+        parts = self.questions.end()
+        await self._leave()
+        failpoint("finish.before-commit")
+        await self._world.write(lambda c: end(c, self.run.id, event, why))
+        failpoint("finish.committed")
+        await self._world.sweep()
         await asyncio.to_thread(self._clean)
-        if event is not RunEvent.LOST:
-            await asyncio.gather(*self.questions.cancel(parts, "the run has ended"))
+        keep = self.questions.codecs.kept_by & self._world.roster.connected()
+        await asyncio.gather(*self.questions.deliveries.end(parts, keep, "the run has ended"))
 
     def _clean(self) -> None:
         for name in ("app", "scratch"):
@@ -376,3 +403,14 @@ class Conductor:
         if not task.cancelled() and (error := task.exception()) and not self._failure.done():
             self._failure.set_exception(error)
             self._failure.exception()  # looked at: nobody may wait for it any more
+
+
+def end(connection: sa.Connection, run: RunId, event: RunEvent, why: str) -> RunState:
+    """Record a run's end; what it moved is not needed any more, but where a person may look."""
+    kept_tasks.cancel_open(connection, run, "the run ended")
+    if event is RunEvent.ENDED:
+        kept.change(connection, run, RunEvent.STOP, why)
+    state = kept.change(connection, run, event, why)
+    recorded.forget_run(connection, run)
+    kept_blobs.release_run(connection, run, ("task", "reply", "checkpoint"))
+    return state

@@ -1,7 +1,7 @@
 """All runs of a coordinator: begun, stopped, found, and fed with what devices answer.
 
-`Runs` is the registry's `Work`. Its context begins by ending what an earlier coordinator left
-under way, and ends by ending what is under way now.
+`Runs` is the registry's `Work`. Its context begins by taking up what an earlier coordinator left
+under way (takingup.py), and leaves what is under way to the next one.
 """
 
 import asyncio
@@ -10,36 +10,36 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import sqlalchemy as sa
 from skerry_protos import bundles
 from skerry_protos.blobs import LocalBlobs
-from skerry_protos.errors import (
-    ConfigError,
-    PeerError,
-    RejectCode,
-    RejectedError,
-    SkerryError,
-    TrustError,
-)
-from skerry_protos.messages import BlobRef, DeviceId, Digest, Parcel, ParcelId, RunId, new_id
+from skerry_protos.errors import ConfigError, RejectCode, SkerryError, TrustError
+from skerry_protos.failpoints import failpoint
+from skerry_protos.messages import DeviceId, Digest, Parcel, ParcelId, RunId, new_id
 from skerry_protos.seams import Stream
-from skerry_protos.v1.work_pb2 import Progress
+from skerry_protos.versions import installed_version
 
 from skerry_cloud.fleets import Fleet
+from skerry_cloud.runs import takingup
 from skerry_cloud.runs.apps import plan_app
-from skerry_cloud.runs.conductor import INTERRUPTED, Conductor
-from skerry_cloud.runs.exchange import Exchange, Outcome, Part
-from skerry_cloud.runs.lifecycle import OPEN_TASKS, RunEvent, RunState, TaskEvent
+from skerry_cloud.runs.conductor import Conductor, end
+from skerry_cloud.runs.exchange import Outcome
+from skerry_cloud.runs.intake import Intake
+from skerry_cloud.runs.lifecycle import RunEvent, RunState
 from skerry_cloud.runs.plan import RunOptions
-from skerry_cloud.runs.tasks import Answer, cancel_parcel, read_reply, shown, task_of
-from skerry_cloud.runs.world import News, Roster, World, naming
+from skerry_cloud.runs.recall import JOURNAL
+from skerry_cloud.runs.tasks import cancel_parcel, shown
+from skerry_cloud.runs.world import DamagedError, News, Roster, Waiting, World, naming
 from skerry_cloud.selectors import parse
 from skerry_cloud.store import Store
+from skerry_cloud.store import blobs as kept_blobs
+from skerry_cloud.store import questions as recorded
 from skerry_cloud.store import runs as kept
+from skerry_cloud.store import tasks as kept_tasks
 from skerry_cloud.store.devices import Device
 from skerry_cloud.store.runs import Event, Run
 
@@ -49,10 +49,9 @@ T = TypeVar("T")
 
 RUNS_LIMIT = 32
 """Most runs under way at once: each is a process."""
-FETCH_S = 3600.0
 CANCEL_S = 10.0
-LATE_FETCH_S = 1.0
-"""The least time a reply's content gets, when its round is about to close."""
+CHANGE_S = 20.0
+"""How long a pause may take until the one who asked for it is answered."""
 
 
 class NotFoundError(SkerryError):
@@ -60,6 +59,13 @@ class NotFoundError(SkerryError):
 
     code = "not-found"
     exit_code = 3
+
+
+class StateError(SkerryError):
+    """The run is in a state in which that cannot be done."""
+
+    code = "state"
+    exit_code = 8
 
 
 class Runs:
@@ -92,26 +98,85 @@ class Runs:
         self._sign = sign
         self._conductors: dict[RunId, Conductor] = {}
         self._conducting: dict[RunId, asyncio.Task[None]] = {}
+        self._left: set[RunId] = set()
+        self._intake = Intake(self._world)
         self._cancelled: dict[DeviceId, list[Parcel]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        """End what an earlier coordinator left under way."""
+        """Take up the runs that an earlier coordinator left under way."""
         self._world.folder.mkdir(parents=True, exist_ok=True)
-        left = await self._world.write(_interrupt)
-        for run, tasks in left:
-            log.warning("run %s was interrupted: the coordinator had stopped", run)
-            for device, ids in tasks.items():
-                parcel = cancel_parcel(run, ids, "the run was interrupted")
-                self._cancelled.setdefault(device, []).append(parcel)
+        await self._world.sweep()
+        failpoint("start.checked")
+        for run in await self.store.read(kept.open_runs):
+            await self._take_up(run)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End what is under way: it is marked interrupted."""
+        """End what is done here; runs stay under way, and the next coordinator goes on."""
         every = [*self._conducting.values(), *self._tasks]
         for task in every:
             task.cancel()
         await asyncio.gather(*every, return_exceptions=True)
+
+    async def _take_up(self, run: Run) -> None:
+        """Go on with a run, or say why that cannot be."""
+        if run.state is RunState.STOPPING:
+            await self._give_up(run, run.why)
+            return
+        if (why := takingup.too_new(run)) is not None:
+            log.error("run %s is left alone: %s", run.id, why)
+            waiting = Waiting(what="coordinator", why=why).to_json()
+            await self._world.write(lambda c: kept.update(c, run.id, waiting=waiting))
+            self._left.add(run.id)
+            return
+        try:
+            if run.journal == 0:
+                raise DamagedError(takingup.OLDER)
+            options = RunOptions.parse(run.options)
+            plan = await asyncio.to_thread(plan_app, self._bundle(run.app), options)
+            exchanges = await takingup.open_exchanges(self._world, run, options)
+        except SkerryError as error:
+            log.error("run %s cannot go on: %s", run.id, error)
+            await self._give_up(run, str(error))
+            return
+        away = await self.store.read(lambda c: recorded.last_sign(c, run.id))
+        data = {
+            "away_s": round(max(0.0, time.time() - away), 1),
+            "open": sum(len(one.open) for one in exchanges),
+            "replied": sum(one.count(Outcome.REPLIED) for one in exchanges),
+        }
+        await self._world.write(
+            lambda c: kept.note(c, run.id, Event(kind="resumed", round=run.round, data=data))
+        )
+        log.info("run %s goes on in round %d: %s", run.id, run.round, data)
+        conductor = Conductor(run, plan, options, self._world)
+        conductor.take_up(exchanges)
+        self._begin(conductor)
+
+    async def _give_up(self, run: Run, why: str) -> None:
+        """End a run that cannot go on, or was being stopped; its devices are told to stop."""
+        left = await self.store.read(lambda c: kept_tasks.open_tasks(c, run=run.id))
+        await self._world.write(lambda c: end(c, run.id, RunEvent.LOST, why))
+        by_device: dict[DeviceId, list[ParcelId]] = {}
+        for task in left:
+            by_device.setdefault(task.device, []).append(task.id)
+        for device, ids in by_device.items():
+            parcel = cancel_parcel(run.id, ids, "the run has ended")
+            self._cancelled.setdefault(device, []).append(parcel)
+
+    def _bundle(self, digest: Digest) -> Path:
+        bundle = self._world.blobs.path(digest)
+        if bundle is None:
+            raise DamagedError(f"the app's bundle {digest[:12]} is gone")
+        return bundle
+
+    def _begin(self, conductor: Conductor) -> None:
+        run = conductor.run.id
+        self._conductors[run] = conductor
+        task = asyncio.create_task(conductor.conduct(), name=f"run-{run}")
+        self._conducting[run] = task
+        task.add_done_callback(lambda done: self._over(run, done))
 
     # Apps.
 
@@ -122,7 +187,7 @@ class Runs:
         except TrustError as error:
             raise ConfigError(f"the app cannot be taken: {error.message}") from error
         ref = await asyncio.to_thread(self._world.blobs.put, signed, role="bundle")
-        await self._world.write(lambda c: kept.keep_blob(c, ref, "app"))
+        await self._world.write(lambda c: kept_blobs.keep_blob(c, ref, "app"))
         return ref.digest, bundles.inspect(signed)
 
     # Runs.
@@ -130,6 +195,8 @@ class Runs:
     async def begin(self, *, app: str, name: str, options: object, by: str) -> Run:
         """Begin a run and return it; ConfigError says what is wrong with what was asked."""
         wished = RunOptions.parse(options)
+        if not wished.seed:
+            wished = replace(wished, seed=secrets.randbits(62) + 1)
         if len(self._conducting) >= RUNS_LIMIT:
             raise ConfigError(
                 f"{RUNS_LIMIT} runs are under way", hint="stop one with: skerry runs stop ID"
@@ -157,17 +224,15 @@ class Runs:
             started_at=None,
             ended_at=None,
             model=None,
+            journal=JOURNAL,
+            written_by=installed_version("skerry-cloud"),
         )
         await self._world.write(lambda c: kept.create(c, run))
-        conductor = Conductor(run, plan, wished, self._world)
-        self._conductors[run.id] = conductor
-        task = asyncio.create_task(conductor.conduct(), name=f"run-{run.id}")
-        self._conducting[run.id] = task
-        task.add_done_callback(lambda done: self._over(run.id, done))
+        self._begin(Conductor(run, plan, wished, self._world))
         return run
 
     async def _app(self, app: str) -> Digest:
-        found = await self.store.read(lambda c: kept.apps_starting_with(c, app))
+        found = await self.store.read(lambda c: kept_blobs.apps_starting_with(c, app))
         return _only(found, app, "app", "send it with POST /v1/apps, or skerry run PATH")
 
     async def _require_devices(self, options: RunOptions) -> None:
@@ -198,17 +263,57 @@ class Runs:
     async def stop(self, run: RunId, by: str) -> Run:
         """End a run that is under way and return it ended."""
         found = await self.get(run)
+        why = f"stopped by {by}"
         conductor, task = self._conductors.get(found.id), self._conducting.get(found.id)
+        if found.id in self._left:
+            await self._world.write(lambda c: kept.change(c, found.id, RunEvent.STOP, why))
+            await self._give_up(found, why)
+            self._left.discard(found.id)
         if conductor is None or task is None:
-            return found
-        await self._world.write(
-            lambda c: kept.change(c, found.id, RunEvent.STOP, f"stopped by {by}")
-        )
+            return await self.get(found.id)
+        await self._world.write(lambda c: kept.change(c, found.id, RunEvent.STOP, why))
         if not conductor.stopped_by:
             conductor.stopped_by = by
             task.cancel()
         await asyncio.wait({task})
         return await self.get(found.id)
+
+    async def pause(self, run: str, by: str) -> Run:
+        """Let a run rest: its devices get nothing new, what they answer is kept."""
+        found, conductor = await self._under_way(run, "pause")
+        await self._world.write(
+            lambda c: kept.change(c, found.id, RunEvent.PAUSE, f"paused by {by}")
+        )
+        conductor.pause()
+        return await self._changed(found.id, RunState.PAUSING)
+
+    async def resume(self, run: str, by: str) -> Run:
+        """Let a paused run go on."""
+        found, conductor = await self._under_way(run, "resume")
+        if found.state is not RunState.PAUSED:
+            raise StateError(f"run {found.id} is {found.state.value}, not paused")
+        await self._world.write(
+            lambda c: kept.change(c, found.id, RunEvent.RESUME, f"resumed by {by}")
+        )
+        conductor.resume()
+        return await self.get(found.id)
+
+    async def _under_way(self, run: str, what: str) -> tuple[Run, Conductor]:
+        found = await self.get(run)
+        conductor = self._conductors.get(found.id)
+        if conductor is None or found.state is RunState.STOPPING:
+            raise StateError(f"cannot {what} run {found.id}: it is {found.state.value}")
+        return found, conductor
+
+    async def _changed(self, run: RunId, state: RunState) -> Run:
+        """Return the run when it is in this state no longer, or after a while as it is."""
+        until = time.monotonic() + CHANGE_S
+        while True:
+            news = self.news.next()
+            found = await self.get(run)
+            if found.state is not state or time.monotonic() > until:
+                return found
+            await self.news.wait(news, 1.0)
 
     async def get(self, run: str) -> Run:
         """Return a run by its id or the beginning of it."""
@@ -227,87 +332,17 @@ class Runs:
         """Return a run's conductor while it is under way."""
         return self._conductors.get(run)
 
-    # What devices say: skerry_cloud.registry.Work.
+    # What devices say and need: skerry_cloud.registry.Work.
 
     async def reply(self, device: DeviceId, parcel: Parcel) -> None:
         """Store a reply, idempotently; the device may forget it when this returns."""
-        try:
-            task = task_of(parcel)
-        except PeerError as error:
-            raise RejectedError(RejectCode.MALFORMED, error.message) from error
-        conductor = self._conductors.get(parcel.run)
-        found = conductor.questions.find(task) if conductor is not None else None
-        if conductor is None or found is None or found[1].device != device:
-            await self._reply_out_of_place(device, task)
-            return
-        exchange, part = found
-        if part.outcome is not Outcome.OPEN:
-            return  # said again: its acknowledgement was lost
-        try:
-            answer = read_reply(parcel)
-            content = await self._content(device, conductor, exchange, part, answer)
-        except (PeerError, TrustError, RejectedError) as error:
-            code = error.code if isinstance(error, RejectedError) else RejectCode.MALFORMED
-            await conductor.questions.fail(task, 0, f"its reply was not taken: {error.message}")
-            raise RejectedError(code, error.message) from error
-        if answer.failed:
-            await conductor.questions.fail(
-                task, answer.code, answer.reason, log_tail=answer.log_tail
-            )
-        elif content:
-            await conductor.questions.replied(exchange, part, answer, parcel)
-
-    async def _content(
-        self,
-        device: DeviceId,
-        conductor: Conductor,
-        exchange: Exchange,
-        part: Part,
-        answer: Answer,
-    ) -> bool:
-        """Fetch a reply's blob; return False when the round closed meanwhile."""
-        if answer.failed or not isinstance(answer.content, BlobRef):
-            return True
-        if answer.content.size > conductor.options.reply_bytes:
-            raise RejectedError(
-                RejectCode.OVERSIZE,
-                f"the reply has {answer.content.size} bytes; this run takes "
-                f"{conductor.options.reply_bytes} (reply_bytes)",
-            )
-        left = max(LATE_FETCH_S, min(FETCH_S, exchange.deadline - time.time()))
-        part.text = "sends its reply"
-        await self._world.fleet.fetch(device, answer.content, deadline_s=left)
-        return True
-
-    async def _reply_out_of_place(self, device: DeviceId, task: str) -> None:
-        """Accept a reply nobody waits for, so that the device forgets it; refuse one not asked."""
-
-        def look(connection: sa.Connection) -> None:
-            row = kept.find_task(connection, task)
-            if row is None or row.device != device:
-                raise RejectedError(
-                    RejectCode.UNEXPECTED, f"no task {task[:80]!r} was given to {device!r}"
-                )
-            if row.state in OPEN_TASKS:
-                kept.move(connection, task, TaskEvent.CANCEL, "its run has ended")
-            data = {"task": task, "why": f"it came after the task was {row.state.value}"}
-            event = Event(kind="late-reply", round=row.round, device=device, data=data)
-            if kept.reply_out_of_place(connection, task):
-                kept.note(connection, row.run, event)
-
-        await self._world.write(look)
+        if parcel.run in self._left:
+            raise SkerryError(f"run {parcel.run} waits for another coordinator: offer it again")
+        await self._intake.reply(device, parcel, self._conductors.get(parcel.run))
 
     async def progress(self, device: DeviceId, parcel: Parcel) -> None:
         """Show how far a device is."""
-        try:
-            said = Progress.FromString(parcel.body)
-        except ValueError as error:
-            raise RejectedError(RejectCode.MALFORMED, "the progress cannot be read") from error
-        conductor = self._conductors.get(parcel.run)
-        found = conductor.questions.find(ParcelId(said.task)) if conductor is not None else None
-        if found is not None and found[1].device == device:
-            found[1].progress = min(1.0, max(0.0, said.fraction)) if said.fraction > 0 else 0.0
-            found[1].text = shown(said.text, 200)
+        self._intake.progress(device, parcel, self._conductors.get(parcel.run))
 
     async def present(self, device: DeviceId) -> None:
         """Send a device that is here (again) what it has not answered, and what it should stop."""
@@ -335,19 +370,6 @@ class Runs:
         task: asyncio.Task[None] = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _interrupt(connection: sa.Connection) -> list[tuple[RunId, dict[DeviceId, list[ParcelId]]]]:
-    """End every open run; return their open tasks by device."""
-    found = []
-    for run in kept.open_runs(connection):
-        tasks: dict[DeviceId, list[ParcelId]] = {}
-        for task, _ in kept.open_tasks(connection, run=run.id):
-            kept.move(connection, task.id, TaskEvent.CANCEL, "the run was interrupted")
-            tasks.setdefault(task.device, []).append(task.id)
-        kept.change(connection, run.id, RunEvent.LOST, INTERRUPTED)
-        found.append((run.id, tasks))
-    return found
 
 
 def _only(found: Sequence[T], prefix: str, what: str, hint: str) -> T:

@@ -9,6 +9,8 @@ from enum import StrEnum
 
 from skerry_protos.messages import DeviceId, Parcel, ParcelId
 
+from skerry_cloud.runs.lifecycle import OPEN_TASKS, TaskState
+
 
 class Outcome(StrEnum):
     """What became of one device in an exchange."""
@@ -17,6 +19,15 @@ class Outcome(StrEnum):
     REPLIED = "replied"
     FAILED = "failed"  # replied that it failed, or its reply could not be taken
     LATE = "late"
+
+
+def outcome_of(state: TaskState) -> Outcome:
+    """Return what a task's recorded state means to its exchange."""
+    if state in OPEN_TASKS:
+        return Outcome.OPEN
+    if state in {TaskState.REPLIED, TaskState.REFUSED}:
+        return Outcome.REPLIED
+    return Outcome.LATE if state is TaskState.LATE else Outcome.FAILED
 
 
 @dataclass(slots=True)
@@ -44,6 +55,10 @@ class Exchange:
     quorum: float
     parts: dict[ParcelId, Part] = field(default_factory=dict)
     over: bool = False
+    left_s: float | None = None  # its clock stands still, with so much left
+    # The number by which the server side that runs now knows it; None: it has not asked yet.
+    asked_as: int | None = None
+    told: set[ParcelId] = field(default_factory=set)  # what that server side has heard
 
     @property
     def needed(self) -> int:
@@ -60,9 +75,9 @@ class Exchange:
         return sum(part.outcome is outcome for part in self.parts.values())
 
     def settle(self, task: ParcelId, outcome: Outcome) -> bool:
-        """Note what became of a task; return whether that was news."""
+        """Note what became of a task, as it is recorded; return whether that was news."""
         part = self.parts.get(task)
-        if self.over or part is None or part.outcome is not Outcome.OPEN:
+        if part is None or part.outcome is not Outcome.OPEN:
             return False
         part.outcome = outcome
         return True

@@ -9,23 +9,28 @@ class RunState(StrEnum):
     CREATED = "created"
     STARTING = "starting"  # its server side is loading
     RUNNING = "running"
+    PAUSING = "pausing"  # a person asked it to rest; its server side ends
+    PAUSED = "paused"  # its devices get nothing new; what they answer is kept
     STOPPING = "stopping"  # a person asked it to end
     COMPLETED = "completed"
     FAILED = "failed"
     STOPPED = "stopped"
-    INTERRUPTED = "interrupted"  # the coordinator went away under it
+    INTERRUPTED = "interrupted"  # what it needs to go on is damaged or gone
 
 
 class RunEvent(StrEnum):
     """What may happen to a run."""
 
-    STARTED = "started"  # the server side's process is there
+    STARTED = "started"  # a server side begins: the first, or one that hears all again
     READY = "ready"  # the app is loaded and runs
     DONE = "done"  # the app's server side returned
     BROKE = "broke"  # it raised, crashed, passed a limit, or waited in vain
+    PAUSE = "pause"
+    RESTED = "rested"  # its server side is gone, all it heard is kept
+    RESUME = "resume"
     STOP = "stop"
     ENDED = "ended"  # its processes are gone
-    LOST = "lost"  # the coordinator stopped
+    LOST = "lost"  # what it needs to go on is damaged or gone
 
 
 class TaskState(StrEnum):
@@ -58,18 +63,31 @@ _R, _E = RunState, RunEvent
 RUN_NEXT: dict[tuple[RunState, RunEvent], RunState] = {
     (_R.CREATED, _E.STARTED): _R.STARTING,
     (_R.CREATED, _E.BROKE): _R.FAILED,
+    (_R.CREATED, _E.PAUSE): _R.PAUSING,
     (_R.CREATED, _E.STOP): _R.STOPPED,
     (_R.CREATED, _E.LOST): _R.INTERRUPTED,
     (_R.STARTING, _E.READY): _R.RUNNING,
     (_R.STARTING, _E.BROKE): _R.FAILED,
+    (_R.STARTING, _E.PAUSE): _R.PAUSING,
     (_R.STARTING, _E.STOP): _R.STOPPING,
     (_R.STARTING, _E.LOST): _R.INTERRUPTED,
+    # Another server side: the coordinator was killed or stopped, and is back.
+    (_R.RUNNING, _E.STARTED): _R.STARTING,
     (_R.RUNNING, _E.DONE): _R.COMPLETED,
     (_R.RUNNING, _E.BROKE): _R.FAILED,
+    (_R.RUNNING, _E.PAUSE): _R.PAUSING,
     (_R.RUNNING, _E.STOP): _R.STOPPING,
     (_R.RUNNING, _E.LOST): _R.INTERRUPTED,
+    (_R.PAUSING, _E.RESTED): _R.PAUSED,
+    (_R.PAUSING, _E.BROKE): _R.FAILED,
+    (_R.PAUSING, _E.STOP): _R.STOPPING,
+    (_R.PAUSING, _E.LOST): _R.INTERRUPTED,
+    (_R.PAUSED, _E.RESUME): _R.STARTING,
+    (_R.PAUSED, _E.BROKE): _R.FAILED,
+    (_R.PAUSED, _E.STOP): _R.STOPPING,
+    (_R.PAUSED, _E.LOST): _R.INTERRUPTED,
     (_R.STOPPING, _E.ENDED): _R.STOPPED,
-    # The coordinator went away after the order: nothing is left to stop.
+    # Nothing is left to stop.
     (_R.STOPPING, _E.LOST): _R.STOPPED,
 }
 
@@ -93,6 +111,7 @@ TASK_NEXT: dict[tuple[TaskState, TaskEvent], TaskState] = {
 }
 
 OPEN_RUNS = frozenset(state for state, _ in RUN_NEXT)
+RESTING = frozenset({RunState.PAUSING, RunState.PAUSED})
 OPEN_TASKS = frozenset({TaskState.QUEUED, TaskState.SENT})
 
 

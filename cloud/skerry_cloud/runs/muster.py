@@ -21,9 +21,10 @@ class Muster:
     def __init__(self, options: RunOptions, roster: Roster) -> None:
         self._options = options
         self._selector = parse(options.selector)
+        self._coded = options.coded
         self._roster = roster
         self._by_node: dict[int, Device] = {}
-        self._partitions: dict[DeviceId, int] = {}
+        self.partitions: dict[str, int] = {}
         self._asked_at = 0.0
         self._asked = 0
 
@@ -57,6 +58,8 @@ class Muster:
         until = time.time() + limit
         while True:
             devices = await self._roster.available(self._selector, self._options.capabilities)
+            if self._coded:  # what a device can code its first heartbeat says, moments after Hello
+                devices = [device for device in devices if device.heartbeat]
             if len(devices) >= self._options.min_devices:
                 return devices
             why = await self._too_few(devices)
@@ -90,10 +93,20 @@ class Muster:
             self._by_node |= {device.node: device for device in more}
         return self._by_node
 
+    def nodes_where(self, claim: Callable[[Device], bool]) -> list[int]:
+        """Return the nodes of this run's devices of which a claim holds."""
+        return [node for node, device in self._by_node.items() if claim(device)]
+
     def device_of(self, node: int) -> str:
         """Return a node's device, or nothing."""
         device = self._by_node.get(node)
         return "" if device is None else device.id
+
+    async def restore(self, partitions: Mapping[str, int]) -> None:
+        """Know the places that were given before, and the devices."""
+        self.partitions = dict(partitions)
+        devices = await self._roster.devices(self._selector)
+        self._by_node = {one.node: one for one in devices if one.revoked_at is None}
 
     def lose(self, device: DeviceId) -> None:
         """Forget a device that was drained or revoked."""
@@ -102,8 +115,8 @@ class Muster:
     def node_config(self, device: Device) -> dict[str, Any]:
         """Return what a device is told of its place: its labels', else its order in this run."""
         config: dict[str, Any] = {
-            "partition-id": self._partitions.get(device.id, 0),
-            "num-partitions": max(1, len(self._partitions)),
+            "partition-id": self.partitions.get(device.id, 0),
+            "num-partitions": max(1, len(self.partitions)),
         }
         for key in config:
             if device.labels.get(key, "").isdecimal():
@@ -112,10 +125,10 @@ class Muster:
 
     async def _number(self, devices: list[Device]) -> None:
         """Give each device its partition, the longest enrolled first."""
-        if not self._partitions:
+        if not self.partitions:
             matching = await self._roster.devices(self._selector)
             for device in sorted(matching, key=lambda one: (one.enrolled_at, one.id)):
                 if device.revoked_at is None:
-                    self._partitions[device.id] = len(self._partitions)
+                    self.partitions[device.id] = len(self.partitions)
         for device in devices:
-            self._partitions.setdefault(device.id, len(self._partitions))
+            self.partitions.setdefault(device.id, len(self.partitions))

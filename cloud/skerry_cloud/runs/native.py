@@ -10,6 +10,7 @@ from skerry_protos.records import Records
 from skerry_protos.tensors import Tensor
 from skerry_protos.weights import load_tensors, tensors_of
 
+from skerry_cloud.runs import chance, keeping
 from skerry_cloud.runs.asker import Asker
 from skerry_cloud.strategies import ARRAYS, MEAN, RoundPlan, mean
 
@@ -21,6 +22,7 @@ def run_native(asker: Asker, module: str, plan: RoundPlan, ready: Callable[[], N
     app = import_module(module)
     if not callable(getattr(app, "model", None)):
         raise ConfigError(f"module {module!r} has no function model()")
+    chance.begin_torch(plan.seed)
     weights: Mapping[str, Tensor] = tensors_of(app.model())
     evaluate = server_evaluation(app)
     ready()
@@ -42,13 +44,22 @@ def _average(
     weights: Mapping[str, Tensor],
     evaluate: Evaluate | None,
 ) -> Mapping[str, Tensor]:
-    for number in range(1, plan.rounds + 1):
+    first, done = asker.counts, 0
+    if (before := asker.checkpoint()) is not None:
+        state = keeping.unpack(before)
+        done, weights = state["round"], state["weights"]
+        asker.go_on()
+        chance.restore(state["chance"])
+    for number in range(done + 1, plan.rounds + 1):
         asker.begin_round(number, plan.rounds)
         weights = mean.train_round(asker, plan, number, weights)
         if evaluate is not None:
             asker.measure(number, "server", evaluate(number, weights))
         elif hasattr(app, "evaluate"):
             mean.evaluate_round(asker, plan, number, weights)
+        if asker.due() and number < plan.rounds:
+            state = {"round": number, "weights": dict(weights), "chance": chance.state()}
+            asker.keep(keeping.pack(state), round_=number, first=first)
     return weights
 
 

@@ -65,7 +65,8 @@ class RunOptions:
     codec: str | dict[str, ConfigScalar] = NONE  # of what training changed; or a table with options
     codecs: dict[str, str | dict[str, ConfigScalar]] = field(default_factory=dict)  # by selector
     broadcast_codec: str = NONE  # of models on their way to devices
-    seed: int = 0
+    seed: int = 0  # 0: drawn when the run begins, and kept here
+    checkpoint_s: float = 1.0  # how often at most the server side's state is kept; 0: each round
 
     def __post_init__(self) -> None:
         _within("fraction", self.fraction, 0.0, 1.0, open_below=True)
@@ -79,6 +80,7 @@ class RunOptions:
         if self.max_norm_ratio:
             _within("max_norm_ratio", self.max_norm_ratio, 1.0, 1e9)
         _within("seed", self.seed, 0, 2**63 - 1)
+        _within("checkpoint_s", self.checkpoint_s, 0.0, DAY_S)
         _within("limits.seconds", self.limits.seconds, 0.0, 30 * DAY_S)
         _within("limits.memory_bytes", self.limits.memory_bytes, 0, 2**48)
         _within("limits.output_bytes", self.limits.output_bytes, 0, 2**40)

@@ -72,9 +72,14 @@ class ServerProcess:
 
     @classmethod
     async def start(
-        cls, folder: Path, limits: ServerLimits, on_lines: Callable[[list[str]], None]
+        cls,
+        folder: Path,
+        limits: ServerLimits,
+        on_lines: Callable[[list[str]], None],
+        *,
+        hash_seed: int = 0,
     ) -> Self:
-        """Start the child in `folder`."""
+        """Start the child in `folder`; one `hash_seed` is one order of its sets of texts."""
         ours, theirs = socket.socketpair()
         # A pipe of our own: asyncio's would keep `wait` from returning while a forked process of
         # the app holds it.
@@ -87,7 +92,7 @@ class ServerProcess:
                 "skerry_cloud.runs.child",
                 str(theirs.fileno()),
                 cwd=folder,
-                env=_environment() | {MARKER: marker},
+                env=_environment() | {MARKER: marker, "PYTHONHASHSEED": str(hash_seed)},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=printed,
                 stderr=asyncio.subprocess.STDOUT,

@@ -1,44 +1,47 @@
 """Questions to devices: stored, sent, sent again, answered, closed. One `Questions` per run.
 
 What is told to the server side is in the database first. A device that is away gets its task when
-it is present again; one that is late is named, and told to stop.
+it is present again; one that is late is named, and told to stop. A question outlives the server
+side that asked it, and this process: `load` takes up what is recorded, replies to it are kept, and
+a server side that asks it again hears what came of it (recall.py).
 """
 
 import asyncio
-import contextlib
-import logging
+import hashlib
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from skerry_protos.errors import LinkError, PeerError, RejectedError, SkerryError
-from skerry_protos.messages import BlobRef, DeviceId, Parcel, ParcelId, RunId
+from skerry_protos.failpoints import failpoint
+from skerry_protos.messages import BlobRef, DeviceId, Parcel, ParcelId
 
+from skerry_cloud.runs import clocks, closing, hearing
+from skerry_cloud.runs.codecs import Codecs
+from skerry_cloud.runs.deliveries import Deliveries, Spawn
 from skerry_cloud.runs.exchange import Exchange, Outcome, Part
 from skerry_cloud.runs.lifecycle import TaskEvent
 from skerry_cloud.runs.muster import Muster
 from skerry_cloud.runs.plan import RunOptions
+from skerry_cloud.runs.recall import Claim, Print, Recall, fingerprint
 from skerry_cloud.runs.tasks import (
     NODE_UNAVAILABLE,
+    OUTAGE_S,
     Answer,
     Asked,
     TaskMaker,
-    cancel_parcel,
     parcel_bytes,
 )
 from skerry_cloud.runs.wishes import Question
 from skerry_cloud.runs.world import GoneError, Waiting, World, naming
+from skerry_cloud.store import blobs as kept_blobs
+from skerry_cloud.store import questions as recorded
 from skerry_cloud.store import runs as kept
-from skerry_cloud.store.runs import Event
-
-log = logging.getLogger(__name__)
-
-CANCEL_DEADLINE_S = 10.0
+from skerry_cloud.store import tasks as kept_tasks
+from skerry_cloud.store.runs import Event, Run
 
 Say = Callable[[dict[str, Any], bytes], None]
-Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 class Questions:
@@ -47,7 +50,7 @@ class Questions:
     def __init__(
         self,
         *,
-        run: RunId,
+        run: Run,
         world: World,
         options: RunOptions,
         muster: Muster,
@@ -55,7 +58,7 @@ class Questions:
         say: Say,
         spawn: Spawn,
     ) -> None:
-        self._run = run
+        self._run = run.id
         self._world = world
         self._options = options
         self._muster = muster
@@ -64,8 +67,13 @@ class Questions:
         self._spawn = spawn
         self._open: dict[int, Exchange] = {}
         self._where: dict[ParcelId, Exchange] = {}
-        self._delivering: dict[ParcelId, asyncio.Task[None]] = {}
-        self.round = 0
+        self._timers: dict[int, asyncio.Task[None]] = {}
+        self._numbers: dict[int, int] = {}  # as the server side counts, as the database does
+        self._last = 0
+        self.deliveries = Deliveries(run.id, world, spawn, self.fail)
+        self.recall = Recall()
+        self.codecs = Codecs(options)
+        self.round = run.round
 
     @property
     def open(self) -> bool:
@@ -102,34 +110,143 @@ class Questions:
         on = tuple(str(part.device) for part in exchange.open)
         return Waiting(what="replies", why=text, until=exchange.deadline, on=on)
 
+    # Taking up what is recorded.
+
+    def take_up(self, exchanges: Sequence[Exchange]) -> None:
+        """Go on with open questions of an earlier life: replies to them count from now on."""
+        for exchange in exchanges:
+            self._open[exchange.number] = exchange
+            self._where |= dict.fromkeys(exchange.parts, exchange)
+            self.round = max(self.round, exchange.round)
+
+    def begin(self, recall: Recall, last: int) -> None:
+        """Hear a new server side: all that is recorded is what it is expected to repeat."""
+        self.recall, self._last = recall, last
+        self._numbers.clear()
+        for exchange in self._open.values():
+            exchange.asked_as = None
+            exchange.told.clear()
+
+    async def go(self) -> None:
+        """Let open questions go on: their clocks run, and devices get what they have not."""
+        self.deliveries.go()
+        exchanges = list(self._open.values())
+        for exchange in exchanges:
+            exchange.deadline = clocks.deadline_of(exchange, self._options, time.time())
+            exchange.left_s = None
+        if exchanges:
+            await self._world.write(clocks.of(exchanges, self._run))
+        for exchange in exchanges:
+            self._start(exchange)
+            await self._look(exchange)
+
+    async def hold(self) -> None:
+        """Stop all clocks and send nothing; replies that come are kept."""
+        self.deliveries.hold()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        exchanges = list(self._open.values())
+        for exchange in exchanges:
+            exchange.left_s = exchange.deadline - time.time()
+        if exchanges:
+            await self._world.write(clocks.of(exchanges, self._run))
+
+    @property
+    def exchanges(self) -> list[Exchange]:
+        """Return the open questions, the oldest first."""
+        return list(self._open.values())
+
+    def numbers(self, first: int, last: int) -> list[int]:
+        """Return the recorded numbers of what the server side counts as first+1 to last."""
+        return [number for said, number in self._numbers.items() if first < said <= last]
+
     # Asking.
 
     async def ask(self, question: Question, maker: TaskMaker) -> None:
-        """Store a question's tasks, then send them."""
-        if question.number in self._open:
-            raise PeerError("the run's server side used a question's number twice")
+        """Store a question's tasks, then send them; one that is repeated is only answered."""
+        if self.recall.questions:
+            digests = await asyncio.to_thread(self._digests, question)
+            print_ = fingerprint(question, digests)
+            claim = self.recall.claim(question, print_)
+            if claim is not None:
+                await self._repeat(question, claim)
+                return
+        exchange, order, absent = await self._new(question, maker)
+        failpoint("ask.committed")
+        self._open[exchange.number] = exchange
+        self._where |= dict.fromkeys(exchange.parts, exchange)
+        self._numbers[question.number] = exchange.number
+        exchange.asked_as = question.number
+        self._say({"do": "asked", "ask": question.number, "tasks": order}, b"")
+        for task, node in absent.items():
+            self._tell(exchange, task, hearing.absent(node))
+        failpoint("ask.told")
+        self._start(exchange)
+        await self._look(exchange)
+
+    def _digests(self, question: Question) -> list[str]:
+        """Return the SHA-256 of each of the question's contents."""
+        found = []
+        for content in question.contents:
+            if isinstance(content, bytes):
+                found.append(hashlib.sha256(content).hexdigest())
+            else:
+                with (self._scratch / content).open("rb") as file:
+                    found.append(hashlib.file_digest(file, "sha256").hexdigest())
+        return found
+
+    async def _repeat(self, question: Question, claim: Claim) -> None:
+        """Answer a question that is recorded with what came of it, and from now on comes."""
+        row = claim.question
+        for content in question.contents:
+            if isinstance(content, str):
+                (self._scratch / content).unlink(missing_ok=True)
+        if not claim.same:
+            text = f"round {row.round}, {row.phase}: asked with other contents than before the "
+            text += "coordinator stopped; the replies that were given then are used"
+            event = Event(kind="note", round=row.round, data={"text": text})
+            await self._world.write(lambda c: kept.note(c, self._run, event))
+        rows = await self._world.store.read(lambda c: recorded.asked(c, self._run, row.number))
+        exchange = self._open.get(row.number)
+        self._numbers[question.number] = row.number
+        order = [task for task, _ in row.parts]
+        self._say({"do": "asked", "ask": question.number, "tasks": order}, b"")
+        told: set[ParcelId] = set()
+        if exchange is not None:
+            exchange.asked_as, told = question.number, exchange.told
+        for task, node in row.parts:
+            heard = hearing.heard(rows.get(task), node, self._world.blobs)
+            if heard is not None and task not in told:
+                told.add(task)
+                hearing.say(self._say, task, heard)
+        if exchange is None:
+            self._say({"do": "closed", "ask": question.number}, b"")
+        failpoint("resume.attached")
+
+    async def _new(
+        self, question: Question, maker: TaskMaker
+    ) -> tuple[Exchange, list[ParcelId], dict[ParcelId, int]]:
+        """Return a new question, stored; all its task ids; and those that nobody can be asked."""
+        self._last += 1
+        number = self._last
         while True:
             contents = await self._contents(question)
-            exchange, order, absent = await self._plan(question, contents, maker)
+            failpoint("ask.adopted")
+            digests = [
+                hashlib.sha256(one).hexdigest() if isinstance(one, bytes) else one.digest
+                for one in contents
+            ]
+            exchange, order, absent = await self._plan(question, number, contents, maker)
             try:
-                await self._store(exchange, question, contents)
+                await self._store(exchange, question, fingerprint(question, digests), order)
                 break
             except GoneError:
                 continue
         for content in question.contents:
             if isinstance(content, str):
                 self._world.adopted(self._scratch / content)
-        self._open[exchange.number] = exchange
-        self._where |= dict.fromkeys(exchange.parts, exchange)
-        self._say({"do": "asked", "ask": exchange.number, "tasks": order}, b"")
-        for task, node in absent.items():
-            why = f"no device of this run has the node id {node}"
-            self._tell_failure(exchange, task, NODE_UNAVAILABLE, why)
-        self._announce(exchange)
-        for part in exchange.parts.values():
-            self._send(exchange, part)
-        self._spawn(self._close_at_deadline(exchange))
-        await self._look(exchange)
+        return exchange, order, absent
 
     async def _contents(self, question: Question) -> list[bytes | BlobRef]:
         """Return what is asked with; a file becomes a blob, on disk before the task is stored."""
@@ -142,12 +259,15 @@ class Questions:
         return found
 
     async def _plan(
-        self, question: Question, contents: list[bytes | BlobRef], maker: TaskMaker
+        self,
+        question: Question,
+        number: int,
+        contents: list[bytes | BlobRef],
+        maker: TaskMaker,
     ) -> tuple[Exchange, list[ParcelId], dict[ParcelId, int]]:
-        """Return the exchange, all task ids in order, and those that nobody can be asked."""
         known = await self._muster.find(want.node for want in question.wants)
         exchange = Exchange(
-            number=question.number,
+            number=number,
             round=question.round,
             phase=question.phase,
             deadline=time.time() + min(question.timeout_s, self._options.round_deadline_s),
@@ -158,7 +278,7 @@ class Questions:
         for want in question.wants:
             device = known.get(want.node)
             if device is None:
-                task = ParcelId(f"nobody-{question.number}-{len(order)}")
+                task = ParcelId(f"nobody-{number}-{len(order)}")
                 absent[task] = want.node
             else:
                 asked = Asked(
@@ -169,8 +289,10 @@ class Questions:
                     ttl_s=want.ttl_s,
                     content=contents[want.content],
                     node_config=self._muster.node_config(device),
+                    codec_json=self.codecs.task_json(device, want.message_type),
                 )
-                parcel = maker.parcel(asked, round_=question.round, deadline=exchange.deadline)
+                deadline = exchange.deadline + OUTAGE_S
+                parcel = maker.parcel(asked, round_=question.round, deadline=deadline)
                 task = parcel.id
                 exchange.parts[task] = Part(
                     task=task, device=device.id, node=want.node, parcel=parcel
@@ -179,115 +301,126 @@ class Questions:
         return exchange, order, absent
 
     async def _store(
-        self, exchange: Exchange, question: Question, contents: list[bytes | BlobRef]
+        self, exchange: Exchange, question: Question, print_: Print, order: list[ParcelId]
     ) -> None:
         self.round = max(self.round, exchange.round)
-        tasks = [
-            kept.Task(
-                id=part.task,
-                run=self._run,
-                round=exchange.round,
-                device=part.device,
-                message_type=question.wants[0].message_type,
-                parcel=parcel_bytes(part.parcel),
-                deadline_at=exchange.deadline,
-                bytes_down=len(part.parcel.body)
-                + sum(ref.size for ref in part.parcel.blobs if ref.role == "content"),
-            )
+        nodes = [want.node for want in question.wants]
+        row = recorded.Question(
+            run=self._run,
+            number=exchange.number,
+            side=question.side,
+            round=exchange.round,
+            phase=exchange.phase,
+            digest=print_.digest,
+            shape=print_.shape,
+            parts=list(zip(order, nodes, strict=True)),
+            deadline_at=exchange.deadline,
+        )
+        refs = {
+            ref.digest: ref
             for part in exchange.parts.values()
-        ]
+            if (ref := part.parcel.blob("content")) is not None
+        }
+        tasks = [self._task(exchange, part, question) for part in exchange.parts.values()]
         data = {
             "phase": exchange.phase,
             "devices": [part.device for part in exchange.parts.values()],
             "until_unix_s": exchange.deadline,
             "needed": exchange.needed,
         }
+        lacking = [
+            Event(kind="note", round=exchange.round, data={"text": text})
+            for text in self.codecs.lacking()
+        ]
         waiting = self._about(exchange).to_json()
+        partitions = self._muster.partitions
 
         def write(connection: sa.Connection) -> None:
-            for content in contents:
-                if isinstance(content, BlobRef):
-                    self._world.require(content)
-                    kept.keep_blob(connection, content, "task", self._run)
-            kept.ask(connection, tasks)
+            for ref in refs.values():
+                self._world.require(ref)
+                kept_blobs.keep_blob(connection, ref, "task", self._run)
+            recorded.keep_question(connection, row)
+            kept_tasks.ask(connection, tasks)
             asked = Event(kind="asked", round=exchange.round, data=data)
-            kept.note(connection, self._run, asked)
-            kept.update(connection, self._run, round=self.round, waiting=waiting)
+            kept.note(connection, self._run, asked, *lacking)
+            kept.update(
+                connection, self._run, round=self.round, waiting=waiting, partitions=partitions
+            )
 
         await self._world.write(write)
 
-    def _announce(self, exchange: Exchange) -> None:
-        """Let a transport with broadcast send what several devices are about to want, once."""
-        wanted: dict[str, tuple[BlobRef, list[DeviceId]]] = {}
-        for part in exchange.parts.values():
-            for ref in part.parcel.blobs:
-                wanted.setdefault(ref.digest, (ref, []))[1].append(part.device)
-        for ref, devices in wanted.values():
-            if len(devices) > 1:
-                self._world.fleet.cast(ref, devices)
+    def _task(self, exchange: Exchange, part: Part, question: Question) -> kept_tasks.Task:
+        content = part.parcel.blob("content")
+        return kept_tasks.Task(
+            id=part.task,
+            run=self._run,
+            round=exchange.round,
+            device=part.device,
+            message_type=question.wants[0].message_type,
+            parcel=parcel_bytes(part.parcel),
+            deadline_at=exchange.deadline,
+            bytes_down=len(part.parcel.body) + (content.size if content is not None else 0),
+            question=exchange.number,
+            content=content.digest if content is not None else "",
+        )
 
-    # Sending.
+    def _start(self, exchange: Exchange) -> None:
+        """Send what is open of a question, and run its clock."""
+        self.deliveries.announce(exchange)
+        for part in exchange.open:
+            self.deliveries.send(exchange, part)
+        if exchange.number not in self._timers:
+            timer = self._spawn(self._close_at_deadline(exchange))
+            self._timers[exchange.number] = timer
+            timer.add_done_callback(lambda done: self._timed(exchange.number, done))
+
+    def _timed(self, number: int, timer: "asyncio.Task[None]") -> None:
+        if self._timers.get(number) is timer:
+            del self._timers[number]
 
     def present(self, device: DeviceId) -> None:
         """Send a device that is here again what it has not answered."""
         for exchange in self._open.values():
             for part in exchange.open:
                 if part.device == device:
-                    self._send(exchange, part)
-
-    def _send(self, exchange: Exchange, part: Part) -> None:
-        if part.task not in self._delivering:
-            task = self._spawn(self._deliver(exchange, part))
-            self._delivering[part.task] = task
-            task.add_done_callback(lambda _: self._delivering.pop(part.task, None))
-
-    async def _deliver(self, exchange: Exchange, part: Part) -> None:
-        """Send one task; a device that is away gets it when it is present again."""
-        try:
-            async with asyncio.timeout(max(0.0, exchange.deadline - time.time())):
-                await self._world.fleet.deliver(part.device, part.parcel)
-        except RejectedError as error:
-            await self.fail(part.task, NODE_UNAVAILABLE, f"the device rejects it: {error.message}")
-        except (LinkError, TimeoutError) as error:
-            log.debug("task %s is not at %s yet: %s", part.task, part.device, error)
-        else:
-            if not part.stored:
-                part.stored = True
-                await self._world.write(
-                    lambda c: kept.move(c, part.task, TaskEvent.STORED, sent_at=time.time())
-                )
+                    self.deliveries.send(exchange, part)
 
     # Answers.
 
-    async def replied(self, exchange: Exchange, part: Part, answer: Answer, parcel: Parcel) -> None:
-        """Store a reply, then tell the server side; what comes too late is only noted."""
+    async def replied(self, exchange: Exchange, part: Part, answer: Answer, parcel: Parcel) -> bool:
+        """Store a reply, then tell the server side; return False when it came too late."""
         content, size = answer.content, len(parcel.body)
         if isinstance(content, BlobRef):
             size += content.size
+        now = time.time()
         data = {"task": part.task, "phase": exchange.phase, "bytes": size, **answer.report}
         event = Event(kind="reply", round=exchange.round, device=part.device, data=data)
-        values: dict[str, Any] = {
+        values: Mapping[str, Any] = {
             "reply": parcel_bytes(parcel),
-            "replied_at": time.time(),
+            "replied_at": now,
             "bytes_up": size,
+            "answer": content.digest if isinstance(content, BlobRef) else "",
         }
 
         def write(connection: sa.Connection) -> bool:
-            if not kept.move(connection, part.task, TaskEvent.REPLY, "", **values):
+            if not kept_tasks.move(connection, part.task, TaskEvent.REPLY, "", **values):
+                if isinstance(content, BlobRef):
+                    kept_blobs.leave(connection, content)
                 return False
             if isinstance(content, BlobRef):
                 self._world.require(content)  # if not, the device sends it again
-                kept.keep_blob(connection, content, "reply", self._run)
+                kept_blobs.keep_blob(connection, content, "reply", self._run)
             kept.note(connection, self._run, event)
             return True
 
-        if await self._world.write(write) and exchange.settle(part.task, Outcome.REPLIED):
-            said = {"do": "reply", "ask": exchange.number, "task": part.task}
-            if isinstance(content, BlobRef):
-                said["file"] = str(self._world.blobs.path(content.digest))
-                content = b""
-            self._say(said, content)
-            await self._look(exchange)
+        if not await self._world.write(write):
+            return False
+        failpoint("reply.committed")
+        exchange.settle(part.task, Outcome.REPLIED)
+        self._tell(exchange, part.task, hearing.replied(content, now, self._world.blobs))
+        failpoint("reply.told")
+        await self._look(exchange)
+        return True
 
     async def fail(self, task: ParcelId, code: int, why: str, *, log_tail: str = "") -> None:
         """Note that a device will not answer a task, and tell the server side."""
@@ -295,23 +428,34 @@ class Questions:
         if found is None:
             return
         exchange, part = found
+        why = why[: kept_tasks.WHY_LIMIT]
         data = {"task": task, "phase": exchange.phase, "code": code, "why": why, "log": log_tail}
         event = Event(kind="failure", round=exchange.round, device=part.device, data=data)
+        now = time.time()
 
         def write(connection: sa.Connection) -> bool:
-            moved = kept.move(connection, task, TaskEvent.FAILURE, why, replied_at=time.time())
+            moved = kept_tasks.move(
+                connection, task, TaskEvent.FAILURE, why, replied_at=now, code=code
+            )
             if moved:
                 kept.note(connection, self._run, event)
             return moved
 
-        if await self._world.write(write) and exchange.settle(task, Outcome.FAILED):
-            self._tell_failure(exchange, task, code, why)
+        if await self._world.write(write):
+            exchange.settle(task, Outcome.FAILED)
+            self._tell(exchange, task, hearing.Failed(code=code, why=why, at=now))
             await self._look(exchange)
+
+    def _tell(self, exchange: Exchange, task: ParcelId, heard: hearing.Heard) -> None:
+        """Tell the server side what came of a task, once, if it has asked for it."""
+        if exchange.asked_as is not None and task not in exchange.told:
+            exchange.told.add(task)
+            hearing.say(self._say, task, heard)
 
     async def withdraw(self, device: DeviceId, why: str) -> None:
         """Take a device's open tasks away."""
         parts = [p for one in self._open.values() for p in one.open if p.device == device]
-        self._cancel(parts, why)
+        self.deliveries.cancel(parts, why)
         for part in parts:
             await self.fail(part.task, NODE_UNAVAILABLE, why)
 
@@ -330,36 +474,18 @@ class Questions:
         """End a question: name who is late, tell the server side, and tell the late to stop."""
         if exchange.over:
             return
-        late, early = exchange.open, time.time() < exchange.deadline
-        here = self._world.roster.connected()
-        for part in late:
-            part.outcome = Outcome.LATE
         exchange.over = True
-        reasons = {part.task: _why_late(part, part.device in here, early) for part in late}
-        closed = {
-            "phase": exchange.phase,
-            "asked": len(exchange.parts),
-            "replied": exchange.count(Outcome.REPLIED),
-            "failed": exchange.count(Outcome.FAILED),
-            "late": len(late),
-        }
-
-        def write(connection: sa.Connection) -> None:
-            for part in late:
-                why = reasons[part.task]
-                if kept.move(connection, part.task, TaskEvent.CLOSE, why):
-                    data = {"task": part.task, "phase": exchange.phase, "why": why}
-                    event = Event(kind="late", round=exchange.round, device=part.device, data=data)
-                    kept.note(connection, self._run, event)
-            event = Event(kind="closed", round=exchange.round, data=closed)
-            kept.note(connection, self._run, event)
-
-        await self._world.write(write)
-        for task, why in reasons.items():
-            self._tell_failure(exchange, task, NODE_UNAVAILABLE, why)
-        self._say({"do": "closed", "ask": exchange.number}, b"")
+        here = self._world.roster.connected()
+        failpoint("close.before-commit")
+        late = await self._world.write(closing.of(exchange, self._run, here))
+        failpoint("close.committed")
+        for task, why in late.items():
+            exchange.settle(task, Outcome.LATE)
+            self._tell(exchange, task, hearing.Failed(code=NODE_UNAVAILABLE, why=why, at=0.0))
+        if exchange.asked_as is not None:
+            self._say({"do": "closed", "ask": exchange.asked_as}, b"")
         self._forget(exchange)
-        self._cancel(late, "its round has closed")
+        self.deliveries.cancel([exchange.parts[task] for task in late], "its round has closed")
 
     def end(self) -> list[Part]:
         """Close everything without a word; return the parts that were open."""
@@ -369,43 +495,8 @@ class Questions:
             self._forget(exchange)
         return parts
 
-    def cancel(self, parts: Iterable[Part], why: str) -> list[asyncio.Task[None]]:
-        """Tell devices to stop working on these."""
-        return self._cancel(parts, why)
-
-    def _cancel(self, parts: Iterable[Part], why: str) -> list[asyncio.Task[None]]:
-        by_device: dict[DeviceId, list[ParcelId]] = {}
-        for part in parts:
-            by_device.setdefault(part.device, []).append(part.task)
-        return [
-            self._spawn(self._deliver_cancel(device, cancel_parcel(self._run, tasks, why)))
-            for device, tasks in by_device.items()
-        ]
-
-    async def _deliver_cancel(self, device: DeviceId, parcel: Parcel) -> None:
-        """Tell one device to stop; one that is away learns it from the task's deadline."""
-        with contextlib.suppress(SkerryError, TimeoutError):
-            async with asyncio.timeout(CANCEL_DEADLINE_S):
-                await self._world.fleet.deliver(device, parcel)
-
     def _forget(self, exchange: Exchange) -> None:
         for task in exchange.parts:
             self._where.pop(task, None)
-            delivering = self._delivering.get(task)
-            if delivering is not None and delivering is not asyncio.current_task():
-                delivering.cancel()
+        self.deliveries.forget(exchange)
         self._open.pop(exchange.number, None)
-
-    def _tell_failure(self, exchange: Exchange, task: ParcelId, code: int, why: str) -> None:
-        said = {"do": "failure", "ask": exchange.number, "task": task, "code": code}
-        self._say({**said, "why": why[:1000]}, b"")
-
-
-def _why_late(part: Part, connected: bool, early: bool) -> str:
-    """Return why a device is left out of a round that has closed."""
-    end = "before the quorum was reached" if early else "by the round's deadline"
-    if not connected:
-        return f"no reply {end}: the device is not connected"
-    if not part.stored:
-        return f"no reply {end}: the device has not taken the task yet"
-    return f"no reply {end}" + (f"; it was at {part.progress:.0%}" if part.progress else "")

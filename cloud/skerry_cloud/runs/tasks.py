@@ -26,6 +26,9 @@ from skerry_cloud.runs.plan import RunOptions
 REPLY = "/reply"
 CANCEL_S = 3600.0
 """How long a device that is away may still be told to stop."""
+OUTAGE_S = 600.0
+"""How long after its deadline a device may go on with a task: a coordinator that was away
+gives the question more time. A device that is here is told when to stop."""
 REASON_LIMIT = 1000
 NODE_UNAVAILABLE = 5
 """Flower's ErrorCode for a device that did not answer."""
@@ -131,7 +134,9 @@ def cancel_parcel(
         kind=ParcelKind.CANCEL,
         run=run,
         deadline_unix_s=time.time() + CANCEL_S,
-        body=work_pb2.Cancel(tasks=tasks, reason=reason[:200], run_over=run_over).SerializeToString(),
+        body=work_pb2.Cancel(
+            tasks=tasks, reason=reason[:200], run_over=run_over
+        ).SerializeToString(),
     )
 
 

@@ -39,6 +39,7 @@ class Question:
     """Tasks asked together. Contents are bytes, or names of files in the scratch folder."""
 
     number: int
+    side: bool  # asked by a thread of the app's, not by its main one
     round: int
     phase: str
     timeout_s: float
@@ -54,6 +55,7 @@ class Question:
             raise PeerError("the run's server side asked nobody")
         return cls(
             number=whole(said, "ask"),
+            side=said.get("side") is True,
             round=whole(said, "round"),
             phase=text(said, "phase", 32),
             timeout_s=_seconds(said, "timeout_s"),
@@ -129,6 +131,39 @@ def refusals(said: Mapping[str, Any]) -> list[tuple[str, str]]:
         for one in _list(said, "tasks", QUESTION_LIMIT)
         if isinstance(one, dict)
     ]
+
+
+def pulled(said: Mapping[str, Any]) -> list[str]:
+    """Return the tasks whose answers the app took together."""
+    return [str(one)[:128] for one in _list(said, "tasks", QUESTION_LIMIT)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How often a server side has asked devices, and asked which there are."""
+
+    asked: int
+    mustered: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A checkpoint: its file, the round it follows, and the counts that it begins and ends with."""
+
+    file: str
+    round: int
+    first: Counts
+    last: Counts
+
+    @classmethod
+    def parse(cls, said: Mapping[str, Any]) -> Self:
+        """Return the checkpoint in a message, or raise PeerError."""
+        return cls(
+            file=file_name(said),
+            round=whole(said, "round"),
+            first=Counts(asked=whole(said, "first_asked"), mustered=whole(said, "first_mustered")),
+            last=Counts(asked=whole(said, "asked"), mustered=whole(said, "mustered")),
+        )
 
 
 def file_name(said: Mapping[str, Any]) -> str:

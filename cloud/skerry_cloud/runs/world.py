@@ -11,11 +11,13 @@ from typing import Any, Protocol, TypeVar
 import sqlalchemy as sa
 from skerry_protos.blobs import LocalBlobs
 from skerry_protos.errors import LinkError, SkerryError
-from skerry_protos.messages import BlobRef, DeviceId, Digest
+from skerry_protos.failpoints import failpoint
+from skerry_protos.messages import BlobRef, DeviceId
 
 from skerry_cloud.fleets import Fleet
 from skerry_cloud.selectors import Selector
 from skerry_cloud.store import Store
+from skerry_cloud.store import blobs as kept_blobs
 from skerry_cloud.store.devices import Device
 
 T = TypeVar("T")
@@ -100,15 +102,28 @@ class World:
         path.with_suffix(".spare").unlink(missing_ok=True)
 
     def require(self, ref: BlobRef) -> None:
-        """Raise GoneError if the blob is not here; only in the database's writer, as `let_go`."""
+        """Raise GoneError if the blob is not here; only in the database's writer, as `sweep`."""
         if self.blobs.path(ref.digest) is None:
             raise GoneError(f"another run let go of blob {ref.digest[:12]}: take it again")
 
-    def let_go(self, digests: Iterable[Digest]) -> None:
-        """Remove blobs nobody needs; only in the database's writer, which does one at a time."""
-        for digest in digests:
-            with contextlib.suppress(SkerryError):
-                self.blobs.remove(digest)
+    async def sweep(self) -> None:
+        """Remove the blobs that nobody needs any more.
+
+        Files are removed in the database's writer, which does one thing at a time: one that is
+        needed again is not marked any more, or its taker finds that it is gone (`require`).
+        """
+
+        def write(connection: sa.Connection) -> int:
+            digests = kept_blobs.gone(connection)
+            for digest in digests:
+                with contextlib.suppress(SkerryError):
+                    self.blobs.remove(digest)
+                failpoint("checkpoint.removing")
+            kept_blobs.forget(connection, digests)
+            return len(digests)
+
+        while await self.store.write(write):
+            pass
 
 
 class GoneError(LinkError):
@@ -120,6 +135,10 @@ class BrokenRunError(SkerryError):
 
     code = "run"
     exit_code = 8
+
+
+class DamagedError(BrokenRunError):
+    """What the run needs to go on is damaged or gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

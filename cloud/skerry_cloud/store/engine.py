@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar, cast
 
 import sqlalchemy as sa
 from skerry_protos.errors import SkerryError
+from skerry_protos.failpoints import failpoint
 
 from skerry_cloud.store.databases import (
     READERS,
@@ -215,6 +216,7 @@ class Store:
             for job in jobs:
                 job.future.set_exception(failure)
         else:
+            failpoint("commit.after")
             for job in jobs:
                 job.settle()
 
@@ -222,6 +224,7 @@ class Store:
         with self._writer.connect() as connection, connection.begin() as transaction:
             for job in jobs:
                 run(job, connection)
+            failpoint("commit.before")
             try:
                 transaction.commit()
             except sa.exc.DBAPIError as error:

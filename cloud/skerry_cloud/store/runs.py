@@ -1,4 +1,4 @@
-"""Runs in the database: the row, the journal of events, tasks with their replies, and metrics.
+"""Runs in the database: the row, the journal of events, and metrics.
 
 Every function takes the writer's connection (`Store.write`) or a reader's (`Store.read`).
 """
@@ -10,25 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from skerry_protos.messages import BlobRef, DeviceId, Digest, ParcelId, RunId
+from skerry_protos.messages import Digest, RunId
 
-from skerry_cloud.runs.lifecycle import (
-    OPEN_RUNS,
-    OPEN_TASKS,
-    RunEvent,
-    RunState,
-    TaskEvent,
-    TaskState,
-    advance_run,
-    advance_task,
-)
-from skerry_cloud.store.tables import blobs, events, metrics, runs, tasks
+from skerry_cloud.runs.lifecycle import OPEN_RUNS, RunEvent, RunState, advance_run
+from skerry_cloud.store.tables import events, metrics, runs
 
 LOGS_KEPT = 5000
 """Lines kept of what a run's server side printed, the newest."""
 EVENTS_PAGE = 1000
-LASTING = frozenset({"app", "model"})
-"""Roles of blobs that outlive their run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +40,11 @@ class Run:
     started_at: float | None
     ended_at: float | None
     model: Digest | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """One device's task; `parcel` is a serialised skerry.v1.Parcel."""
-
-    id: ParcelId
-    run: RunId
-    round: int
-    device: DeviceId
-    message_type: str
-    parcel: bytes
-    deadline_at: float
-    bytes_down: int = 0
+    journal: int = 0
+    written_by: str = ""
+    partitions: dict[str, int] = field(default_factory=dict)
+    checkpoint: Digest | None = None
+    checkpoint_at: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,13 +122,14 @@ def change(
     connection: sa.Connection, run: RunId, event: RunEvent, why: str = "", **values: Any
 ) -> RunState:
     """Take the run to its next state and journal it; an event out of place changes nothing."""
-    row = connection.execute(sa.select(runs.c.state, runs.c.round).where(runs.c.id == run)).one()
+    columns = (runs.c.state, runs.c.round, runs.c.started_at)
+    row = connection.execute(sa.select(*columns).where(runs.c.id == run)).one()
     state = RunState(row.state)
     after = advance_run(state, event)
     if after == state:
         return state
     now = time.time()
-    if after is RunState.STARTING:
+    if after is RunState.STARTING and row.started_at is None:
         values["started_at"] = now
     if after not in OPEN_RUNS:
         values |= {"ended_at": now, "waiting": None}
@@ -225,174 +206,55 @@ def keep_lines(connection: sa.Connection, run: RunId, lines: Sequence[str]) -> N
         )
 
 
-def ask(connection: sa.Connection, new: Iterable[Task]) -> None:
-    """Keep tasks before anything is sent."""
-    now = time.time()
-    rows = [
-        {
-            "id": task.id,
-            "run": task.run,
-            "round": task.round,
-            "device": task.device,
-            "message_type": task.message_type,
-            "state": TaskState.QUEUED.value,
-            "parcel": task.parcel,
-            "deadline_at": task.deadline_at,
-            "created_at": now,
-            "bytes_down": task.bytes_down,
-        }
-        for task in new
-    ]
-    if rows:
-        connection.execute(tasks.insert(), rows)
+def noted(connection: sa.Connection, run: RunId, event: Event) -> bool:
+    """Return whether the journal has just this line."""
+    found = connection.execute(
+        sa.select(events.c.data).where(
+            events.c.run == run, events.c.kind == event.kind, events.c.round == event.round
+        )
+    )
+    return any(data == dict(event.data) for data in found.scalars())
 
 
-def move(
-    connection: sa.Connection, task: str, event: TaskEvent, why: str = "", **values: Any
+def keep_metrics(
+    connection: sa.Connection, run: RunId, new: Iterable[Metric], *, again: bool = False
 ) -> bool:
-    """Take a task to its next state; return whether that changed anything."""
-    row = connection.execute(sa.select(tasks.c.state).where(tasks.c.id == task)).one_or_none()
-    if row is None:
-        return False
-    state = TaskState(row.state)
-    after = advance_task(state, event)
-    if after == state:
-        return False
-    if why:
-        values["why"] = why[:500]
-    connection.execute(tasks.update().where(tasks.c.id == task).values(state=after.value, **values))
-    return True
+    """Keep numbers but those not finite: neither the database nor JSON has a word for them.
 
-
-def reply_out_of_place(connection: sa.Connection, task: str) -> bool:
-    """Note that a task was answered after its end; return whether that is news."""
-    done = connection.execute(
-        tasks.update()
-        .where(tasks.c.id == task, tasks.c.replied_at.is_(None))
-        .values(replied_at=time.time())
-    )
-    return done.rowcount == 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskRow:
-    """What handling a device's answer needs to know of its task."""
-
-    id: ParcelId
-    run: RunId
-    round: int
-    device: DeviceId
-    message_type: str
-    state: TaskState
-
-
-def find_task(connection: sa.Connection, task: str) -> TaskRow | None:
-    """Return a task, or None."""
-    columns = [tasks.c[name] for name in TaskRow.__dataclass_fields__]
-    row = connection.execute(sa.select(*columns).where(tasks.c.id == task)).one_or_none()
-    if row is None:
-        return None
-    return TaskRow(**{**row._mapping, "state": TaskState(row.state)})
-
-
-def open_tasks(
-    connection: sa.Connection, *, run: RunId | None = None, device: str | None = None
-) -> list[tuple[TaskRow, bytes]]:
-    """Return tasks that wait for a reply, with their parcels, oldest first."""
-    columns = [tasks.c[name] for name in TaskRow.__dataclass_fields__]
-    chosen = sa.select(*columns, tasks.c.parcel).where(
-        tasks.c.state.in_([state.value for state in OPEN_TASKS])
-    )
-    if run is not None:
-        chosen = chosen.where(tasks.c.run == run)
-    if device is not None:
-        chosen = chosen.where(tasks.c.device == device)
-    found = []
-    for row in connection.execute(chosen.order_by(tasks.c.created_at, tasks.c.id)):
-        values = dict(row._mapping)
-        parcel = values.pop("parcel")
-        found.append((TaskRow(**{**values, "state": TaskState(values["state"])}), parcel))
-    return found
-
-
-def task_table(connection: sa.Connection, run: RunId) -> list[dict[str, Any]]:
-    """Return every task of a run without its parcels, for people."""
-    hidden = {"parcel", "reply"}
-    columns = [column for column in tasks.c if column.name not in hidden]
-    found = connection.execute(
-        sa.select(*columns).where(tasks.c.run == run).order_by(tasks.c.created_at, tasks.c.id)
-    )
-    return [dict(row._mapping) for row in found]
-
-
-def keep_blob(connection: sa.Connection, ref: BlobRef, role: str, run: str = "") -> None:
-    """Note a blob that is here and why.
-
-    One that several runs use belongs to none of them, so that no run's end takes it away.
+    With `again` they may be known: then only what differs is kept. Return whether anything was.
     """
-    known = connection.execute(
-        sa.select(blobs.c.role, blobs.c.run).where(blobs.c.digest == ref.digest)
-    ).one_or_none()
-    if known is None:
-        connection.execute(
-            blobs.insert().values(
-                digest=ref.digest, size=ref.size, created_at=time.time(), role=role, run=run
-            )
-        )
-        return
-    lasting = role if role in LASTING else known.role
-    owner = run if known.run == run else ""
-    if (lasting, owner) != (known.role, known.run):
-        connection.execute(
-            blobs.update().where(blobs.c.digest == ref.digest).values(role=lasting, run=owner)
-        )
-
-
-def find_blob(connection: sa.Connection, digest: str, role: str) -> Digest | None:
-    """Return the digest when such a blob is kept in this role."""
-    found = connection.execute(
-        sa.select(blobs.c.digest).where(blobs.c.digest == digest, blobs.c.role == role)
-    ).scalar()
-    return None if found is None else Digest(found)
-
-
-def apps_starting_with(connection: sa.Connection, prefix: str, limit: int = 3) -> list[Digest]:
-    """Return the digests of apps that begin so."""
-    found = connection.execute(
-        sa.select(blobs.c.digest)
-        .where(blobs.c.role == "app", blobs.c.digest.startswith(prefix, autoescape=True))
-        .limit(limit)
-    )
-    return [Digest(one) for one in found.scalars()]
-
-
-def forget_blobs(connection: sa.Connection, run: RunId, roles: Sequence[str]) -> list[Digest]:
-    """Forget a run's blobs in these roles; return those nobody needs any more."""
-    chosen = sa.and_(blobs.c.run == run, blobs.c.role.in_(roles))
-    found = connection.execute(sa.select(blobs.c.digest).where(chosen)).scalars()
-    gone = [Digest(one) for one in found]
-    connection.execute(blobs.delete().where(chosen))
-    return gone
-
-
-def keep_metrics(connection: sa.Connection, run: RunId, new: Iterable[Metric]) -> None:
-    """Keep numbers but those not finite: neither the database nor JSON has a word for them."""
     now = time.time()
-    rows = [
-        {
-            "run": run,
+    finite = [metric for metric in new if math.isfinite(metric.value)]
+    known = _known(connection, run, {metric.round for metric in finite}) if again else {}
+    rows = []
+    for metric in finite:
+        values = {
             "round": metric.round,
             "device": metric.device,
             "phase": metric.phase,
             "name": metric.name[:200],
-            "value": metric.value,
-            "at": now,
         }
-        for metric in new
-        if math.isfinite(metric.value)
-    ]
+        found = known.get(tuple(values.values()))
+        if found is None:
+            rows.append({**values, "run": run, "value": metric.value, "at": now})
+        elif found[1] != metric.value:
+            changed = metrics.update().where(metrics.c.id == found[0])
+            connection.execute(changed.values(value=metric.value))
     if rows:
         connection.execute(metrics.insert(), rows)
+    return bool(rows)
+
+
+def _known(
+    connection: sa.Connection, run: RunId, rounds: Iterable[int]
+) -> dict[tuple[Any, ...], tuple[int, float]]:
+    """Return the numbers of these rounds: id and value by round, device, phase and name."""
+    found = connection.execute(
+        sa.select(metrics)
+        .where(metrics.c.run == run, metrics.c.round.in_(list(rounds)))
+        .order_by(metrics.c.id)
+    )
+    return {(one.round, one.device, one.phase, one.name): (one.id, one.value) for one in found}
 
 
 def metric_table(connection: sa.Connection, run: RunId) -> list[dict[str, Any]]:

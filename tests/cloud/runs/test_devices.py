@@ -9,6 +9,7 @@ import pytest
 from skerry_cloud.runs.engine import Runs
 from skerry_cloud.store import runs as kept
 from skerry_cloud.store import tables
+from skerry_cloud.store import tasks as kept_tasks
 from skerry_protos.errors import RejectedError
 from skerry_protos.messages import DeviceId, Parcel, ParcelId, RunId
 from skerry_protos.v1.work_pb2 import Failure, Reply
@@ -68,13 +69,18 @@ async def test_a_drained_device_loses_its_task_and_the_round_goes_on(fleet: Smal
     assert (failure["device"], failure["data"]["why"]) == ("one", "the device was drained")
 
 
-async def test_what_a_coordinator_leaves_is_marked_and_kept(fleet: SmallFleet) -> None:
-    run = await fleet.begin(HALVES, rounds=1, run_config={"bad": "slow"})
+async def test_a_coordinator_that_comes_back_goes_on_with_the_replies_it_has(
+    fleet: SmallFleet,
+) -> None:
+    run = await fleet.begin(HALVES, rounds=1, run_config={"bad": "pause"})
     conductor = fleet.runs.under_way(run.id)
     assert conductor is not None
     await until(lambda: conductor.waiting()["on"] == ["one"])
-    # As after a kill: nobody has ended the run, and another coordinator opens the same home.
-    later = Runs(
+    await fleet.runs.__aexit__()
+    found = await fleet.store.read(lambda c: kept.find(c, run.id))
+    assert found is not None
+    assert (found.state, found.why) == ("running", "")
+    fleet.runs = Runs(
         store=fleet.store,
         blobs=fleet.blobs,
         fleet=fleet.fleet,
@@ -82,30 +88,17 @@ async def test_what_a_coordinator_leaves_is_marked_and_kept(fleet: SmallFleet) -
         sign=fleet.authority.sign_bundle,
         folder=fleet.home / "runs",
     )
-    async with later:
-        found = await later.get(run.id)
-        assert found.state == "interrupted"
-        assert "start it again with skerry run" in found.why
-        rows = await fleet.store.read(lambda c: kept.task_table(c, run.id))
-        states = {row["device"]: row["state"] for row in rows}
-        assert states == {"one": "cancelled", "two": "replied", "three": "replied"}
-    await fleet.runs.stop(run.id, "test")
-    assert (await fleet.runs.get(run.id)).state == "interrupted"
-
-
-async def test_a_run_under_way_is_interrupted_when_the_coordinator_stops(tmp_path: Path) -> None:
-    async with small_fleet(tmp_path, "memory", DEVICES) as fleet:
-        run = await fleet.begin(HALVES, run_config={"bad": "slow"})
-        conductor = fleet.runs.under_way(run.id)
-        assert conductor is not None
-        await until(lambda: conductor.waiting()["on"] == ["one"])
-        store = fleet.store
-        await fleet.runs.__aexit__()
-        found = await store.read(lambda c: kept.find(c, run.id))
-        assert found is not None
-        assert found.state == "interrupted"
-        kinds = await store.read(lambda c: [e["kind"] for e in kept.journal(c, run.id)])
-        assert kinds.count("reply") == 2
+    fleet.registry.attach(fleet=fleet.fleet, work=fleet.runs)
+    async with fleet.runs:
+        ended = await fleet.ended(run)
+        assert ended.state == "completed", await fleet.story(run)
+        resumed = await fleet.events(run, "resumed")
+        assert [(e["data"]["open"], e["data"]["replied"]) for e in resumed] == [(1, 2)]
+        replies = [event["device"] for event in await fleet.events(run, "reply")]
+        assert sorted(replies) == ["one", "one", "three", "three", "two", "two"]
+        assert len(await fleet.events(run, "asked")) == 2
+        weights = fleet.model(ended).arrays["arrays"]
+        assert weights["steps"].numpy() == 1
 
 
 def reply_parcel(run: RunId, task: str, body: bytes) -> Parcel:
@@ -117,7 +110,7 @@ async def test_replies_that_nobody_waits_for(fleet: SmallFleet) -> None:
     conductor = fleet.runs.under_way(run.id)
     assert conductor is not None
     await until(lambda: conductor.waiting()["on"] == ["one"])
-    rows = await fleet.store.read(lambda c: kept.task_table(c, run.id))
+    rows = await fleet.store.read(lambda c: kept_tasks.task_table(c, run.id))
     task = {row["device"]: row["id"] for row in rows}
     one, two = DeviceId("one"), DeviceId("two")
 
@@ -165,7 +158,7 @@ async def test_a_reply_too_large_is_refused_by_name(fleet: SmallFleet, tmp_path:
 async def test_a_late_reply_is_noted_once(fleet: SmallFleet) -> None:
     run = await fleet.begin(HALVES, rounds=1, run_config={"bad": "slow"}, round_deadline_s=3)
     await fleet.ended(run)
-    rows = await fleet.store.read(lambda c: kept.task_table(c, run.id))
+    rows = await fleet.store.read(lambda c: kept_tasks.task_table(c, run.id))
     late = next(row["id"] for row in rows if row["state"] == "late")
     said = Reply(task=late, failure=Failure(code=2, reason="x")).SerializeToString()
     for _ in range(2):

@@ -9,6 +9,7 @@ from skerry_protos.errors import ConfigError
 from skerry_protos.records import Records
 from skerry_protos.tensors import DType, Tensor
 
+from skerry_cloud.runs import chance
 from skerry_cloud.runs.asker import Asker
 from skerry_cloud.strategies import ARRAYS, RoundPlan
 from skerry_cloud.strategies.flower.conversion import arrays_of, tensors_of
@@ -26,6 +27,7 @@ def run_app(
     """Run an unmodified ServerApp and hand over the model it ends with."""
     _identify(number)
     app = load_server_app(entry)
+    chance.begin_torch(plan.seed)
     grid = SkerryGrid(asker, plan, number)
     context = Context(
         run_id=number,

@@ -9,22 +9,28 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from skerry_cloud.strategies.flower.grid import SkerryGrid
+from skerry_cloud.strategies.flower.resume import resuming
 
 
 @contextmanager
 def watching(grid: SkerryGrid) -> Iterator[None]:
     """See every Strategy.start in this process: its rounds, metrics and arrays."""
     original = Strategy.start
+    first = [True]  # only the first one makes checkpoints: resume.py
 
     def start(self: Strategy, *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(original).bind(self, *args, **kwargs)
         bound.apply_defaults()
+        evaluate = _observed_evaluation(grid, bound.arguments["evaluate_fn"])
         with _observing(grid, self, bound.arguments["num_rounds"]):
-            bound.arguments["evaluate_fn"] = _observed_evaluation(
-                grid, bound.arguments["evaluate_fn"]
-            )
             grid.model = bound.arguments["initial_arrays"]
-            result = original(*bound.args, **bound.kwargs)
+            if first:
+                first.clear()
+                with resuming(grid, self, bound.arguments, evaluate):
+                    result = original(*bound.args, **bound.kwargs)
+            else:
+                bound.arguments["evaluate_fn"] = evaluate
+                result = original(*bound.args, **bound.kwargs)
         if result.arrays:
             grid.model = result.arrays
         return result
