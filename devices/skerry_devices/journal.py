@@ -32,6 +32,8 @@ class Part:
     took_s: float = 0.0
     compute_s: float = 0.0
     bytes_up: int = 0
+    plain_bytes: int = 0  # what a coded reply would have had without
+    codec: str = ""
 
 
 @dataclass(slots=True)
@@ -115,6 +117,8 @@ class Story:
                 part.answer, part.took_s = Answer.REPLIED, self.since(number, data, at)
                 part.compute_s = float(data.get("compute_s", 0.0))
                 part.bytes_up = int(data.get("bytes", 0))
+                part.codec = str(data.get("codec", ""))
+                part.plain_bytes = int(data.get("plain_bytes", part.bytes_up))
             case "failure" | "late" | "refused":
                 part = self.part(number, data, device)
                 part.answer = {"failure": Answer.FAILED, "late": Answer.LATE}.get(
@@ -164,12 +168,14 @@ class Story:
                 row = rows.setdefault(
                     part.device,
                     {"device": part.device, "asked": 0, "compute_s": 0.0, "bytes_up": 0}
-                    | {"last_why": ""}
+                    | {"plain_bytes": 0, "codec": "", "last_why": ""}
                     | {answer.value: 0 for answer in Answer if answer is not Answer.ASKED},
                 )
                 row["asked"] += 1
                 row["compute_s"] += part.compute_s
                 row["bytes_up"] += part.bytes_up
+                row["plain_bytes"] += part.plain_bytes
+                row["codec"] = part.codec or row["codec"]
                 if part.answer is not Answer.ASKED:
                     row[part.answer.value] += 1
                 if part.why:

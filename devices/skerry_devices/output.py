@@ -134,6 +134,11 @@ def size(nbytes: float | None) -> str:
     raise AssertionError
 
 
+def coded_size(nbytes: float, plain: float) -> str:
+    """Return a number of bytes, and where it was coded its part of what it would have been."""
+    return size(nbytes) + (f" ({nbytes / plain:.3g}x)" if plain > nbytes else "")
+
+
 def labels(item: Mapping[str, str] | None) -> str:
     """Return labels as `k=v,k=v`."""
     return ",".join(f"{key}={value}" for key, value in sorted((item or {}).items())) or "-"

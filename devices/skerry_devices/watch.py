@@ -16,7 +16,7 @@ from skerry_protos.errors import DeadlineError, LinkError, RejectedError, Skerry
 
 from skerry_devices.client import POLL_S, Client, at
 from skerry_devices.journal import Answer, Phase, Round, Story, shown_metrics
-from skerry_devices.output import Format, clock, console, size
+from skerry_devices.output import Format, clock, coded_size, console, size
 from skerry_devices.signals import interruptible
 
 if TYPE_CHECKING:
@@ -241,7 +241,10 @@ def phase_row(each: Round, phase: Phase) -> list[str]:
         phase.name,
         str(len(phase.parts)),
         *(str(count) if count else "-" for count in counts),
-        size(sum(part.bytes_up for part in phase.parts.values())),
+        coded_size(
+            sum(part.bytes_up for part in phase.parts.values()),
+            sum(part.plain_bytes for part in phase.parts.values()),
+        ),
         f"{took:.1f} s" if took else "…",
         shown_metrics(each.metrics.get(phase.name, {})),
     ]

@@ -142,3 +142,14 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         ["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, check=False
     )
     assert said.stderr == ""
+
+
+def test_codecs_are_for_all_devices_or_for_those_that_a_selector_means() -> None:
+    from skerry_devices.commands.run import codecs_of
+
+    assert codecs_of([]) == (None, {})
+    assert codecs_of(["int8"]) == ("int8", {})
+    assert codecs_of(["topk,ratio=0.02", "profile=pi4: int8", "k in (a,b):powersgd, rank=2"]) == (
+        {"name": "topk", "ratio": 0.02},
+        {"profile=pi4": "int8", "k in (a,b)": {"name": "powersgd", "rank": 2}},
+    )

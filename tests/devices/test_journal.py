@@ -93,3 +93,12 @@ def test_each_event_that_matters_is_one_line() -> None:
     assert "round 1/2 train: b failed: it raised" in lines
     assert "round 1/2 train: closed, 2 replied, 1 failed, 1 late" in lines
     assert lines[-1] == "run completed"
+
+
+def test_a_coded_reply_shows_its_codec_and_what_it_saves() -> None:
+    coded = event(5, "reply", device="a", phase="train", bytes=27, plain_bytes=100, codec="int8")
+    story = told(*EVENTS[:4], coded, *EVENTS[5:])
+    [(round_, phase)] = story.phases
+    assert phase_row(round_, phase)[7] == "77 B (0.513x)"
+    [row, *_] = story.devices
+    assert (row["codec"], row["bytes_up"], row["plain_bytes"]) == ("int8", 27, 100)

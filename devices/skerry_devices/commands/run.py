@@ -49,6 +49,17 @@ def run(
     strategy: Annotated[
         str, typer.Option(help="How a native app's answers are merged, as fedavg.")
     ] = "",
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[SELECTOR:]CODEC[,K=V]",
+            help="Code updates: lossless, bf16, int8, int4, topk, powersgd; as topk,ratio=0.02 or "
+            "profile=pi4:int8; repeat.",
+        ),
+    ] = None,
+    broadcast_codec: Annotated[
+        str, typer.Option(help="Code models on their way to devices: lossless, bf16 or int8.")
+    ] = "",
     seed: Annotated[int | None, typer.Option(min=0, help="Make the run repeatable.")] = None,
     fresh_worker: Annotated[
         bool, typer.Option("--fresh-worker", help="A new process on the device for each task.")
@@ -72,6 +83,7 @@ def run(
     from skerry_devices.watch import follow_run, left_alone
 
     found = read_app(path)
+    general, special = codecs_of(codec or [])
     limits = _given(seconds=task_limit, memory_bytes=memory_mb and memory_mb * 1024**2)
     options = _given(
         selector=select or None,
@@ -84,6 +96,9 @@ def run(
         wait_deadline_s=wait_devices,
         run_config=_settings(run_config or []) or None,
         strategy=strategy or None,
+        codec=general,
+        codecs=special or None,
+        broadcast_codec=broadcast_codec or None,
         seed=seed,
         fresh_worker=fresh_worker or None,
         limits=limits or None,
@@ -108,6 +123,23 @@ def run(
 def _given(**options: Any) -> dict[str, Any]:
     """Return the options that were given."""
     return {key: value for key, value in options.items() if value is not None}
+
+
+def codecs_of(
+    texts: list[str],
+) -> tuple[str | dict[str, Any] | None, dict[str, str | dict[str, Any]]]:
+    """Return the codec of all devices, and those of devices that a selector means, in order."""
+    general: str | dict[str, Any] | None = None
+    special: dict[str, str | dict[str, Any]] = {}
+    for text in texts:
+        selector, _, said = text.rpartition(":")
+        name, *options = (word.strip() for word in said.split(","))
+        made = {"name": name, **_settings(options)} if options else name
+        if selector:
+            special[selector.strip()] = made
+        else:
+            general = made
+    return general, special
 
 
 def _settings(texts: list[str]) -> dict[str, bool | int | float | str]:

@@ -15,6 +15,7 @@ from skerry_devices.output import (
     Output,
     ago,
     clock,
+    coded_size,
     console,
     done,
     show_list,
@@ -49,7 +50,8 @@ DEVICE_COLUMNS = (
     Column("refused", lambda d: _count(d["refused"])),
     Column("compute", lambda d: f"{d['compute_s']:.1f} s"),
     Column("down", lambda d: size(d.get("bytes_down"))),
-    Column("up", lambda d: size(d["bytes_up"])),
+    Column("up", lambda d: coded_size(d["bytes_up"], d["plain_bytes"])),
+    Column("codec", lambda d: d["codec"] or "-"),
     Column("now", lambda d: _now(d)),  # noqa: PLW0108 - defined below
     Column("latest metrics", lambda d: d.get("metrics") or "-"),
     Column("last reason", lambda d: d["last_why"] or "-"),
