@@ -67,7 +67,7 @@ class Agent:
         self._clock, self._journal = Clock(), Journal()
         self._renewal = Renewal(identity, self._clock)
         self._ledger = Ledger(config.home, states_limit=config.limits.states_mb * 2**20)
-        self._blobs = LocalBlobs(config.home / "blobs")
+        self._blobs = LocalBlobs(config.home / "blobs", brief={"content"})
         self._route = Route(
             ways(identity.links, config.agent.link),
             self._link_config,

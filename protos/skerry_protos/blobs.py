@@ -2,7 +2,8 @@
 
 A blob's name is the SHA-256 of its bytes, so a file under its name is whole and right: bytes
 arrive beside it, are hashed as they come, and get the name by a rename. What has arrived of a blob
-survives the process; after a power cut the hash decides.
+survives the process; after a power cut the hash decides. Blobs that may be fetched again at any
+time need not be on the disk: they have their names in a folder that is of this boot alone.
 """
 
 import contextlib
@@ -10,9 +11,10 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +29,8 @@ __all__ = ["STEP", "DiskFullError", "LocalBlobs", "LocalPartial"]
 
 COPY: Final = 1024**2
 """Bytes read at a time when a file is hashed or copied."""
+BRIEF: Final = "brief-"
+"""Name, less the boot's, of the folder of blobs that a power cut takes away."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Buffer = bytes | bytearray | memoryview
@@ -37,24 +41,45 @@ class LocalBlobs:
 
     Methods may be called from any thread; those that read or write a whole blob (put, adopt,
     commit) belong in one. With `durable` a blob is on the disk, not only in the page cache, before
-    it has a name.
+    it has a name; but not one that arrives in a role of `brief`, which a power cut takes away.
     """
 
-    def __init__(self, root: Path, *, limit: int = BLOB_SIZE_LIMIT, durable: bool = True) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        limit: int = BLOB_SIZE_LIMIT,
+        durable: bool = True,
+        brief: Collection[str] = (),
+    ) -> None:
         self.root = root
         self.limit = limit
         self.durable = durable
+        boot = _boot() if brief else ""
+        self._brief_roles = frozenset(brief if boot else ())
+        self._brief = root / f"{BRIEF}{boot}"
         self._arriving = root / "arriving"
         self._lock = threading.Lock()
         self._open: dict[str, LocalPartial] = {}
         self._made: set[str] = set()
         with explained(root, "make the blob store"):
             self._arriving.mkdir(parents=True, exist_ok=True)
+            for left in root.glob(f"{BRIEF}*"):
+                if left != self._brief or not self._brief_roles:
+                    shutil.rmtree(left)
+            if self._brief_roles:
+                self._brief.mkdir(exist_ok=True)
 
     def path(self, digest: Digest) -> Path | None:
         """Return the file that holds the blob, or None when it is not here."""
-        path = self._named(digest)
-        return path if path.exists() else None
+        for path in (self._named(digest), self._brief / digest):
+            if path.exists():
+                return path
+        return None
+
+    def _lasting(self, digest: Digest) -> bool:
+        """Return whether the blob is here to stay."""
+        return self._named(digest).exists()
 
     def put(self, content: Path | Buffer | Sequence[Buffer], *, role: str = "") -> BlobRef:
         """Keep a copy of a file, or of bytes (one buffer or several in a row)."""
@@ -67,7 +92,7 @@ class LocalBlobs:
             size += memoryview(part).nbytes
         ref = BlobRef(digest=Digest(sha.hexdigest()), size=size, role=role)
         self._check(ref)
-        if self.path(ref.digest) is None:
+        if not self._lasting(ref.digest):
             with self._temporary() as (path, file):
                 for part in parts:
                     _write_all(file, memoryview(part).cast("B"))
@@ -82,7 +107,7 @@ class LocalBlobs:
                 digest = Digest(hashlib.file_digest(file, "sha256").hexdigest())
                 ref = BlobRef(digest=digest, size=size, role=role)
                 self._check(ref)
-                if self.path(digest) is None:
+                if not self._lasting(digest):
                     self._name(path, file.fileno(), digest)
         except SkerryError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EXDEV:
@@ -114,11 +139,14 @@ class LocalBlobs:
             return partial
 
     def commit(self, ref: BlobRef, partial: Partial) -> Path:
-        """Verify, fsync and name a complete blob; raise TrustError when the digest differs.
+        """Verify, keep and name a complete blob; raise TrustError when the digest differs.
 
         One that differs is thrown away, so that the next `begin` starts with nothing.
         """
         path = self._named(ref.digest)
+        brief = ref.role in self._brief_roles
+        if brief:
+            path = self._brief / ref.digest
         if not isinstance(partial, LocalPartial):
             raise TypeError("a store commits what it began itself")
         with partial.committing(), explained(path, "keep a blob"):
@@ -135,24 +163,27 @@ class LocalBlobs:
                     f"blob {ref.digest[:12]}: the bytes that came are {found[:12]}, "
                     "not what the digest says"
                 )
-            self._name(partial.path, partial.file, ref.digest)
+            if brief:
+                os.fchmod(partial.file, 0o444)
+                partial.path.rename(path)
+            else:
+                self._name(partial.path, partial.file, ref.digest)
             partial.forget()
         return path
 
     def remove(self, digest: Digest) -> bool:
         """Remove a blob; return whether it was here. Who has it open can read on."""
-        path = self._named(digest)
-        with explained(path, "remove a blob"):
-            try:
+        found = False
+        for path in (self._named(digest), self._brief / digest):
+            with explained(path, "remove a blob"), contextlib.suppress(FileNotFoundError):
                 path.unlink()
-            except FileNotFoundError:
-                return False
-        return True
+                found = True
+        return found
 
     def digests(self) -> Iterator[Digest]:
         """Return the names of all blobs, in no order."""
         for folder in self.root.iterdir():
-            if len(folder.name) == 2:
+            if len(folder.name) == 2 or folder == self._brief:
                 for path in folder.iterdir():
                     yield Digest(path.name)
 
@@ -219,7 +250,7 @@ class LocalBlobs:
                 if size > self.limit:
                     raise PeerError(f"{source} is larger than {self.limit} bytes")
             ref = BlobRef(digest=Digest(sha.hexdigest()), size=size, role=role)
-            if self.path(ref.digest) is None:
+            if not self._lasting(ref.digest):
                 self._name(path, file, ref.digest)
         return ref
 
@@ -239,6 +270,14 @@ class LocalBlobs:
         failpoint("blob.named")
         if self.durable:
             _sync_folder(folder)
+
+
+def _boot() -> str:
+    """Return what names this boot of the machine; nothing where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _write_all(file: int, data: memoryview) -> None:

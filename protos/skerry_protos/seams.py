@@ -116,7 +116,7 @@ class Blobs(Protocol):
         ...
 
     def commit(self, ref: BlobRef, partial: Partial) -> Path:
-        """Verify, fsync and name a complete blob; raise TrustError when the digest differs."""
+        """Verify, keep and name a complete blob; raise TrustError when the digest differs."""
         ...
 
 

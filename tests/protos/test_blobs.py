@@ -378,3 +378,61 @@ def test_a_process_that_is_killed_has_kept_every_chunk(tmp_path: Path) -> None:
         partial.write(offset, data[offset : offset + partial.chunk])
     assert store.commit(ref, partial).read_bytes() == data
     partial.close()
+
+
+def arrive(store: LocalBlobs, data: bytes, role: str) -> BlobRef:
+    """Have a blob arrive in one chunk."""
+    ref = BlobRef(digest=digest_of(data), size=len(data), role=role)
+    partial = store.begin(ref, len(data))
+    partial.write(0, data)
+    store.commit(ref, partial)
+    partial.close()
+    return ref
+
+
+def test_what_can_be_fetched_again_is_not_waited_for_and_gone_after_a_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(file: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{file}").readlink()))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr("skerry_protos.blobs._boot", lambda: "one")
+    store = LocalBlobs(tmp_path / "blobs", brief={"content"})
+    model, reply, bundle = noise(9000, 1), noise(9000, 2), noise(9000, 3)
+    fetched = arrive(store, model, "content")
+    assert not synced
+    kept = [store.put(reply, role="content"), arrive(store, bundle, "bundle")]
+    assert synced
+    path = store.path(fetched.digest)
+    assert path is not None
+    assert path.read_bytes() == model
+    assert not path.stat().st_mode & 0o222
+    assert set(store.digests()) == {fetched.digest, *(ref.digest for ref in kept)}
+
+    again = LocalBlobs(tmp_path / "blobs", brief={"content"})  # the process was killed
+    assert again.path(fetched.digest) == path
+    monkeypatch.setattr("skerry_protos.blobs._boot", lambda: "two")  # the power was cut
+    after = LocalBlobs(tmp_path / "blobs", brief={"content"})
+    assert after.path(fetched.digest) is None
+    assert set(after.digests()) == {ref.digest for ref in kept}
+    monkeypatch.setattr("skerry_protos.blobs._boot", lambda: "")  # a system that does not say
+    arrive(LocalBlobs(tmp_path / "blobs", brief={"content"}), model, "content")
+    assert LocalBlobs(tmp_path / "blobs").path(fetched.digest) is not None
+
+
+def test_a_blob_that_was_fetched_is_made_to_last_when_it_is_kept(tmp_path: Path) -> None:
+    """An app may answer with just what it was asked with; the answer is on the disk."""
+    store = LocalBlobs(tmp_path / "blobs", brief={"content"})
+    data = noise(5000)
+    ref = arrive(store, data, "content")
+    store.put(data, role="content")
+    path = store.path(ref.digest)
+    assert path is not None
+    assert path.parent.name == ref.digest[:2]
+    assert store.remove(ref.digest)
+    assert store.path(ref.digest) is None
