@@ -10,7 +10,7 @@ from skerry_cloud.store import rollouts as kept
 from skerry_cloud.store.rollouts import Rollout
 from skerry_edge.models.slots import Slots
 
-from tests.artefacts import add_version, begin_repository
+from tests.signed import add_version, begin_repository
 from tests.fleet import SmallFleet, small_fleet
 
 DEVICES = ["d1", "d2", "d3", "d4"]
