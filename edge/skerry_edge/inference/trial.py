@@ -1,10 +1,13 @@
-"""The self test of an artefact: load it, answer its golden set, say how it went (… FOLDER THREADS).
+"""The self test of an artefact: load it, answer its golden set, say how it went.
+
+Called with FOLDER THREADS BYTES.
 
 Runs as a process of its own, apart from what serves: a model that crashes its runtime or takes all
 memory takes nothing else with it. Prints one JSON object.
 """
 
 import json
+import os
 import resource
 import sys
 import time
@@ -19,6 +22,7 @@ from skerry_edge.inference.predictor import Predictor
 from skerry_edge.inference.runtimes import ModelError
 
 LATENCY_RUNS = 30
+NICENESS = 5
 
 
 def try_artefact(folder: Path, *, threads: int = 1) -> dict[str, float]:
@@ -67,15 +71,19 @@ def try_artefact(folder: Path, *, threads: int = 1) -> dict[str, float]:
 
 
 def main() -> int:
-    """Try the artefact in the folder that is the argument."""
+    """Try the artefact in the folder that is the first argument."""
+    folder, threads, memory = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    os.nice(NICENESS)  # what serves meanwhile comes first
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if memory:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    said: dict[str, Any]
     try:
-        said: dict[str, Any] = {
-            "readings": try_artefact(Path(sys.argv[1]), threads=int(sys.argv[2]))
-        }
+        said = {"readings": try_artefact(folder, threads=threads)}
     except SkerryError as error:
         said = {"error": str(error)}
     except MemoryError:
-        said = {"error": "it takes more memory than the device gives it"}
+        said = {"error": f"it takes more memory than the {memory / 2**20:.0f} MB it may"}
     sys.stdout.write(json.dumps(said))
     return 0
 

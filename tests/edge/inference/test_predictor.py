@@ -1,8 +1,6 @@
 """Artefacts answer as their manifest says, batched or not, and bad ones are refused in one line."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,26 +96,3 @@ def test_a_manifest_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(said))
     with pytest.raises(ModelError, match=r"inputs \['x'\]; its manifest names \['y'\]"):
         Predictor.load(tmp_path)
-
-
-def tried(folder: Path) -> dict[str, object]:
-    done = subprocess.run(
-        [sys.executable, "-m", "skerry_edge.inference.trial", str(folder), "1"],
-        capture_output=True,
-        check=True,
-        timeout=60,
-    )
-    found: dict[str, object] = json.loads(done.stdout)
-    return found
-
-
-def test_the_self_test_measures_and_refuses(tmp_path: Path) -> None:
-    write_artefact(tmp_path / "good")
-    good = tried(tmp_path / "good")["readings"]
-    assert isinstance(good, dict)
-    assert good["agreement"] == good["accuracy"] == 1
-    assert {"load_s", "latency_p95_s", "memory_bytes"} <= set(good)
-    write_artefact(tmp_path / "wrong", golden_from=7)
-    assert "of the golden set; 90.0% are needed" in str(tried(tmp_path / "wrong")["error"])
-    write_artefact(tmp_path / "nan", broken="nan")
-    assert "not finite" in str(tried(tmp_path / "nan")["error"])
