@@ -28,7 +28,9 @@ def main() -> int:
         if (numbers and row.number not in numbers) or asked.link not in {None, row.link}:
             continue
         began = time.monotonic()
-        count = asked.count or row.full
+        count = min(asked.count, row.full) or row.full
+        if not count:  # of the short form only
+            continue
         print(f"{row.key}: {count} …", file=sys.stderr, flush=True)
         tally, why = attempt(row, count)
         lines.append(line(row, tally, why))

@@ -46,7 +46,7 @@ def _kill_at(tally: Tally, trip: Trip, marks: dict[str, int]) -> None:
             if boat.name not in began and trip.has(boat.name, "end"):
                 began[boat.name] = boat.proxy.up
             if boat.name in began and boat.proxy.up > began[boat.name] + marks[boat.name]:
-                world.kill_agent(boat)
+                world.kill_agents(boat)
                 at = time.monotonic()
                 world.start_agents(boat)
                 tally.trials += 1
@@ -69,10 +69,8 @@ def killed_training(tally: Tally, world: World) -> None:
         trip = world.begin(run_config={"train_s": 2.0})
         trip.wait(partial(_training, trip, boats), "a training")
         time.sleep(dice.uniform(0.0, 1.0))
-        killed = 0
-        for boat in boats:
-            world.kill_agent(boat)
-            killed += not trip.has(boat.name, "end")
+        world.kill_agents(*boats)
+        killed = sum(not trip.has(boat.name, "end") for boat in boats)
         world.start_agents(*boats)
         tally.trials += killed
         trip.end()

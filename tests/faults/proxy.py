@@ -13,6 +13,7 @@ BLOCK = 64 * 1024
 HELD = 16 * 1024 * 1024
 """Bytes of one way that may be on their way: more than any delay here times any rate."""
 LOOK_S = 0.02
+LAST_S = 0.05
 
 
 @dataclass(slots=True)
@@ -187,6 +188,7 @@ class FaultProxy:
                 writer.write(block)
                 await writer.drain()
                 if self.reset_after and spent[0] >= self.reset_after:
+                    await asyncio.sleep(LAST_S)  # what has passed arrives before the reset
                     return False
         return False
 

@@ -203,8 +203,7 @@ class World:
             os.kill(child.pid, number)
         assert child.wait(30) is not None, "the coordinator does not end"
         self.children.forget(child)
-        _, alive = psutil.wait_procs(below, timeout=10)
-        assert not alive, f"left behind by the coordinator: {alive}"
+        _wait_gone(below, "the coordinator")
         self.coordinator = None
 
     def broker(self) -> psutil.Process:
@@ -266,18 +265,19 @@ class World:
                 env=boat.environment,
             )
 
-    def kill_agent(self, boat: Boat, number: int = signal.SIGKILL) -> None:
-        """Kill an agent; its workers die with it."""
-        child = boat.child
-        assert child is not None
-        workers = [each for each in child.tree() if each.pid != child.pid]
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, number)
-        assert child.wait(30) is not None, f"{boat.name} does not end"
-        _, alive = psutil.wait_procs(workers, timeout=10)
-        assert not alive, f"left behind by {boat.name}: {alive}"
-        self.children.forget(child)
-        boat.child = None
+    def kill_agents(self, *boats: Boat, number: int = signal.SIGKILL) -> None:
+        """Kill agents, at once; their workers die with them."""
+        children = [boat.child for boat in boats if boat.child is not None]
+        workers = [each for child in children for each in child.tree()[1:]]
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, number)
+        for child in children:
+            assert child.wait(30) is not None, f"{child.name} does not end"
+            self.children.forget(child)
+        _wait_gone(workers, "the agents")
+        for boat in boats:
+            boat.child = None
 
     def online(self) -> set[str]:
         """Return the devices that the coordinator says are connected."""
@@ -439,6 +439,21 @@ def resident(processes: Sequence[psutil.Process]) -> dict[str, int]:
             line = next(each for each in status if each.startswith("VmHWM:"))
             found[kind] = max(found.get(kind, 0), int(line.split()[1]) * 1024)
     return found
+
+
+def _wait_gone(processes: Sequence[psutil.Process], whose: str) -> None:
+    """Wait until processes run no more; who adopted them may take its time to bury them."""
+    ends = time.monotonic() + 10
+    while left := [each for each in processes if _runs(each)]:
+        assert time.monotonic() < ends, f"left behind by {whose}: {left}"
+        time.sleep(0.005)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _free_port(held: contextlib.ExitStack) -> int:
