@@ -4,7 +4,6 @@ Named groups of tensors, metrics and settings, as Flower names them ("arrays", "
 On disk and on the wire they are one file (records.proto says how); reading it copies no tensor.
 """
 
-import hashlib
 import mmap
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +14,6 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from skerry_protos.errors import PeerError
-from skerry_protos.messages import BlobRef, Digest
 from skerry_protos.tensors import STYPE_LIMIT, DType, Tensor, nbytes_of
 from skerry_protos.v1 import records_pb2 as pb
 
@@ -122,15 +120,11 @@ def to_bytes(records: Records) -> bytes:
     return b"".join(encode(records))
 
 
-def write(records: Records, path: Path, role: str = "content") -> BlobRef:
-    """Write the file and return its name; the caller makes it durable."""
-    digest = hashlib.sha256()
-    size = 0
+def write(records: Records, path: Path) -> None:
+    """Write the file; who keeps it hashes it and makes it durable."""
     with path.open("wb") as file:
         for part in encode(records):
-            digest.update(part)
-            size += file.write(part)
-    return BlobRef(digest=Digest(digest.hexdigest()), size=size, role=role)
+            file.write(part)
 
 
 def read(path: Path, limits: RecordLimits = LIMITS) -> Records:

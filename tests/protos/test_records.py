@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skerry_protos import records as codec
 from skerry_protos.errors import PeerError
-from skerry_protos.messages import digest_file
 from skerry_protos.records import RecordLimits, Records, decode, to_bytes
 from skerry_protos.tensors import Tensor
 from skerry_protos.v1 import records_pb2 as pb
@@ -96,8 +95,7 @@ def test_damage_is_a_peer_error(made: Records, data: st.DataObject) -> None:
 def test_a_file_is_mapped_and_aligned(tmp_path: Path) -> None:
     array = np.arange(1000, dtype=np.float64)
     made = Records(arrays={"arrays": {"a": Tensor.of(array[:3]), "b": Tensor.of(array)}})
-    ref = codec.write(made, tmp_path / "r")
-    assert (ref.digest, ref.size) == (digest_file(tmp_path / "r"), (tmp_path / "r").stat().st_size)
+    codec.write(made, tmp_path / "r")
     back = codec.read(tmp_path / "r").arrays["arrays"]["b"].numpy()
     assert np.array_equal(back, array)
     assert back.ctypes.data % 64 == 0

@@ -79,13 +79,16 @@ def unpack(packet: bytes) -> tuple[pb.Frame, memoryview]:
     return found[0]
 
 
-def chunk_parts(session: int, digest: bytes, offset: int, data: Buffer) -> list[Buffer]:
-    """Return the parts of one blob chunk."""
+def chunk_parts(
+    session: int, digest: bytes, offset: int, data: Buffer, *, bare: bool = False
+) -> list[Buffer]:
+    """Return the parts of one blob chunk, `bare` without its CRC."""
     frame = pb.Frame(session=session)
     chunk = frame.blob_chunk
     chunk.digest = digest
     chunk.offset = offset
-    chunk.crc32 = zlib.crc32(data)
+    if not bare:
+        chunk.crc32 = zlib.crc32(data)
     return framed(frame, data)
 
 

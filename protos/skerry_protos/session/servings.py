@@ -27,6 +27,7 @@ class _Serving:
         self.file = file
         self.size = size
         self.waiting = False  # in a lane; kept by Lanes
+        self.bare = False  # whether the other side wants no CRCs
         self.wanted: dict[int, int] = {}  # offset: bytes, in the order asked for
         self._lanes = lanes
 
@@ -51,7 +52,7 @@ class _Serving:
             return self._absent(error.strerror or str(error))
         if len(data) < size:
             return self._absent("its file became shorter")
-        return chunk_parts(self._lanes.number, self.digest, offset, data)
+        return chunk_parts(self._lanes.number, self.digest, offset, data, bare=self.bare)
 
     def _absent(self, why: str) -> list[Buffer]:
         self.wanted.clear()
@@ -110,6 +111,7 @@ class Servings:
                 request.digest, f"blob {digest[:12]} has {serving.size} bytes, not {request.size}"
             )
             return
+        serving.bare = request.bare
         room = self._limits.serving - sum(len(other.wanted) for other in self._open.values())
         for offset in offsets[:room]:
             if offset % STEP or offset >= serving.size:

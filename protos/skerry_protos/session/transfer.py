@@ -59,7 +59,8 @@ class Transfer:
         self._cursor = 0
         self._serial = 0
         self._window = float(FIRST_WINDOW)
-        self._tries = 0
+        self._tries = 0  # time-outs since a chunk came that was asked for once
+        self._failures = 0  # time-outs since any chunk came
         self._timer: asyncio.TimerHandle | None = None
         self.moved_s = self._loop.time()
         self._finish()
@@ -68,7 +69,7 @@ class Transfer:
         """Ask on the new wire for what is missing."""
         self.partial.chunk = self._lanes.chunk
         self._window = float(FIRST_WINDOW)
-        self._cursor = self._tries = 0
+        self._cursor = self._tries = self._failures = 0
         self.moved_s = self._loop.time()
         self.pump()
 
@@ -132,6 +133,7 @@ class Transfer:
             chunk=self.partial.chunk,
             offsets=offsets,
             repair=repair,
+            bare=self._lanes.reliable,
         )
         key = ("request", self._digest, self._serial)
         self._lanes.control(key, pb.Frame(blob_request=request))
@@ -158,7 +160,8 @@ class Transfer:
         if overdue:
             self._window = max(1.0, self._window / 2)
             self._tries += 1
-            if self._tries % FAILURES == 0 and self.partial.chunk > SMALLEST_CHUNK:
+            self._failures += 1
+            if self._failures % FAILURES == 0 and self.partial.chunk > SMALLEST_CHUNK:
                 self._shrink()
                 return
             self._repair(overdue)
@@ -179,11 +182,12 @@ class Transfer:
         self._cursor = 0
         self.pump()
 
-    def take(self, offset: int, crc32: int, data: memoryview) -> None:
-        """Keep a chunk, asked for or from a broadcast."""
+    def take(self, offset: int, crc32: int | None, data: memoryview) -> None:
+        """Keep a chunk, asked for or from a broadcast; None: it has no CRC."""
         if self.done.done():
             return
-        if zlib.crc32(data) != crc32:
+        sound = self._lanes.reliable if crc32 is None else zlib.crc32(data) == crc32
+        if not sound:
             base = offset // self.partial.chunk * self.partial.chunk
             if base in self._asked:
                 self._repair([base])
@@ -204,7 +208,7 @@ class Transfer:
         asked = self._asked.get(base)
         now = self._loop.time()
         if new:
-            self._tries, self.moved_s = 0, now
+            self._failures, self.moved_s = 0, now
             self._lanes.moved(size)
         if asked is None:
             return
@@ -213,6 +217,8 @@ class Transfer:
         del self._asked[base]
         self._inflow.give(asked.size)
         if not asked.repair:
+            # Only now: else a path slower than the first time-out has every chunk sent twice.
+            self._tries = 0
             self._round_trip.sample(now - asked.at_s)
             self._window = min(float(self._limits.window), self._window + 1 / self._window)
 

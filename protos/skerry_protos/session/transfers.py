@@ -127,7 +127,8 @@ class Transfers:
         """Take a chunk; one of a blob that is not wanted is ignored: it came twice or late."""
         transfer = self._live.get(chunk.digest)
         if transfer is not None:
-            transfer.take(chunk.offset, chunk.crc32, data)
+            crc32 = chunk.crc32 if chunk.HasField("crc32") else None
+            transfer.take(chunk.offset, crc32, data)
 
     def take_absent(self, absent: pb.BlobAbsent) -> None:
         """Fail the fetch of a blob that the other side does not have."""
