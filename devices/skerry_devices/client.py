@@ -4,6 +4,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from json import JSONDecodeError
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
@@ -89,6 +90,13 @@ class Client:
         """Send bytes; return what the coordinator says of them."""
         return _json(self._ask("POST", path, data=data, wait_s=300.0))
 
+    def upload_file(self, path: str, file: Path) -> Any:
+        """Send a file piece by piece; return what the coordinator says of it."""
+        with file.open("rb") as content:
+            return _json(
+                self._ask("POST", path, data=iter(lambda: content.read(1024**2), b""), wait_s=300.0)
+            )
+
     @contextmanager
     def download(self, path: str) -> Iterator[httpx.Response]:
         """Open a body that is read piece by piece."""
@@ -108,7 +116,7 @@ class Client:
         *,
         query: Mapping[str, Any] | None = None,
         body: Mapping[str, Any] | None = None,
-        data: bytes | None = None,
+        data: bytes | Iterator[bytes] | None = None,
         wait_s: float = 0.0,
     ) -> httpx.Response:
         with _translated(self.url):

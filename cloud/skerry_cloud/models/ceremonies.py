@@ -63,6 +63,11 @@ def sign_targets(
     return {channel: _signed(metadata, channel, list(held))}
 
 
+def named_in(channel: bytes) -> list[str]:
+    """Return the paths that a channel's metadata names."""
+    return list(signing.read(channel, Targets).signed.targets)
+
+
 def add_signature(role: str, draft: bytes, held: Iterable[Held]) -> dict[str, bytes]:
     """Return a draft with the signatures of these keys too."""
     kind: Any = Root if role in {"root", "director-root"} else Targets
@@ -75,6 +80,7 @@ def rotate(
     root: bytes,
     director_root: bytes,
     targets: bytes,
+    channels: Mapping[str, bytes],
     held: Iterable[Held],
     fresh: Iterable[Held],
     online: Mapping[str, Key] | None = None,
@@ -111,7 +117,11 @@ def rotate(
             changed = {"root": image, "targets": top}
         case _ if role in CHANNELS:
             _replace(top.signed, role, [each.signer.public_key for each in new])
-            changed = {"targets": top}
+            channel = signing.next_version(signing.read(channels[role], Targets), role)
+            return {
+                "targets": _signed(top, "targets", keys),
+                role: _signed(channel, role, new),  # the old keys' signature is worth nothing now
+            }
         case _:
             raise ConfigError(
                 f"there is no role {role!r}", hint=f"roles: {signing.OFFLINE}, online"

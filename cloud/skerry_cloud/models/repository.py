@@ -163,6 +163,7 @@ class Repository:
                     lacking[role] = missing
                     source = after.drafts if missing else after.newest
                     new.append(_signed(role, source[role], draft=missing > 0, by=by))
+            _require_channels(after)
             published = any(missing == 0 for missing in lacking.values())
             if published:
                 self._use_online_keys(after)
@@ -238,6 +239,20 @@ class Repository:
             except Exception as error:  # noqa: BLE001 - tried again; a store that is stuck says so
                 log.error("the models' repository could not be signed anew: %s", error)
             await asyncio.sleep(LOOK_S)
+
+
+def _require_channels(state: _State) -> None:
+    """Raise TrustError when targets name keys that have not signed what a channel offers."""
+    targets = state.newest.get("targets")
+    for channel in CHANNELS:
+        metadata = state.newest.get(channel)
+        if targets is not None and metadata is not None:
+            try:
+                missing = signatures_missing(targets.signed, channel, metadata)
+            except TrustError:
+                missing = 1
+            if missing:
+                raise TrustError(f"{channel} has new keys: sign its metadata with them too")
 
 
 def _take(state: _State, role: str, data: bytes) -> int:

@@ -64,6 +64,7 @@ class _Word:
     number: int
     at: float
     said: bytes
+    keyid: str
 
 
 class Updates:
@@ -192,22 +193,25 @@ class Updates:
 
     async def _word(self, device: DeviceId) -> _Word:
         """Return the director's word to a device, signed anew when it changed or has grown old."""
+        signer = self._repository.online.signer("director")
+        keyid = str(signer.public_key.keyid)
         held = self._words.get(device)
 
         def look(connection: sa.Connection) -> tuple[int, list[Assignment]]:
             number = kept.number_of(connection, device)
-            if held is None or time.time() - held.at > FRESH_S:
+            old = held is None or time.time() - held.at > FRESH_S or held.keyid != keyid
+            if old:
                 number = kept.renumber(connection, device)
             return number, kept.assigned(connection, device=device)
 
         number, assigned = await self._store.write(look)
         if held is not None and held.number == number:
             return held
-        signer = self._repository.online.signer("director")
-        files = await asyncio.to_thread(
-            lambda: word(device, number, assigned, signer, roots=self._repository.director_roots())
+        roots = self._repository.director_roots()
+        files = await asyncio.to_thread(word, device, number, assigned, signer, roots=roots)
+        made = self._words[device] = _Word(
+            number=number, at=time.time(), said=pack_set(files), keyid=keyid
         )
-        made = self._words[device] = _Word(number=number, at=time.time(), said=pack_set(files))
         return made
 
     # What is heard.

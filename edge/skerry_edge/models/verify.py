@@ -82,10 +82,10 @@ def verify(question: Question) -> Verdict:
     trust = Path(question.trust)
     now = max(floor(trust), question.now, question.server_now)
     try:
-        images = _client(trust / IMAGES, question.images, now, _image_root(trust, question))
+        images = open_client(trust / IMAGES, question.images, now, _image_root(trust, question))
         images.refresh()
         root = images._trusted_set.root
-        director = _client(
+        director = open_client(
             trust / DIRECTOR, question.director, now, _director_root(trust, question, root)
         )
         director.refresh()
@@ -119,14 +119,17 @@ class _Set(FetcherInterface):
         return iter((self._files[name],))
 
 
-class _Client(Updater):
+class _DurableUpdater(Updater):
     """python-tuf's client at a given time, whose files survive a power cut."""
 
     def _persist_file(self, filename: str, data: bytes) -> None:
         write_bytes(Path(filename), data)
 
 
-def _client(folder: Path, files: Mapping[str, bytes], now: float, bootstrap: bytes) -> _Client:
+def open_client(
+    folder: Path, files: Mapping[str, bytes], now: float, bootstrap: bytes
+) -> _DurableUpdater:
+    """Return python-tuf's client on these files, at a time, with what it knows in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = UpdaterConfig(
         max_root_rotations=256,
@@ -136,7 +139,7 @@ def _client(folder: Path, files: Mapping[str, bytes], now: float, bootstrap: byt
         snapshot_max_length=512 * 1024,
         targets_max_length=4 * 1024**2,
     )
-    client = _Client(
+    client = _DurableUpdater(
         str(folder),
         "set:///",
         fetcher=_Set(files),
