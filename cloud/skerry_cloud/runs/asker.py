@@ -287,7 +287,7 @@ class Asker:
         try:
             source = answer.source
             said = codec.decode(source) if isinstance(source, bytes) else codec.read(source)
-            return self._coding.plain(said, answer.asked, self._kept)
+            return self._coding.plain(said, answer.asked, self._place)
         except OSError as error:
             raise PeerError(f"its file cannot be read: {error.strerror}") from error
 
@@ -327,21 +327,22 @@ class Asker:
                 said.append({"file": self._file(parts)})
         return said, bytes(body), place
 
-    def _kept(self, parts: Iterable[bytes | memoryview]) -> Path:
-        return self._scratch / self._file(parts)
-
-    def _file(self, parts: Iterable[bytes | memoryview]) -> str:
+    def _place(self) -> Path:
+        """Return where a new file may be."""
         with self._counting:
             self._files += 1
-            name = f"f{self._files}"
-        with (self._scratch / name).open("xb", buffering=0) as file:
+            return self._scratch / f"f{self._files}"
+
+    def _file(self, parts: Iterable[bytes | memoryview]) -> str:
+        path = self._place()
+        with path.open("xb", buffering=0) as file:
             for part in parts:
                 view = memoryview(part).cast("B")
                 while view:
                     written = file.write(view[:PIECE])
                     give_back(view[:written])
                     view = view[written:]
-        return name
+        return path.name
 
     def _send(self, said: dict[str, Any], body: bytes = b"") -> None:
         with self._sending:

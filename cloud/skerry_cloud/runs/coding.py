@@ -4,7 +4,7 @@ The app sees neither. An update is added to the exact weights that were asked wi
 device was sent them with loss: rounding then never piles up in the model. Runs in the child.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from skerry_cloud.runs.asker import Ask
 
 Group = Mapping[str, Tensor]
-Keep = Callable[[Iterable[bytes | memoryview]], Path]
 
 CODED = frozenset({"train", "evaluate"})
 """Messages whose model is coded; all others are the app's own business."""
@@ -53,16 +52,19 @@ class Coding:
         if self.used:
             self.asked |= {task: ask.content for task, ask in zip(tasks, asks, strict=True)}
 
-    def plain(self, reply: Records, asked: Records | None, keep: Keep) -> Records:
+    def plain(self, reply: Records, asked: Records | None, place: Callable[[], Path]) -> Records:
         """Return a reply with its update made whole, or raise PeerError.
 
-        A large one is decoded tensor by tensor into a file that goes when the records do.
+        A large one is decoded tensor by tensor into a file at `place()`, which has no name any more
+        when this returns: it goes when the records do.
         """
         coded = [name for name, group in reply.arrays.items() if _is_coded(group)]
         if not coded:
             return reply
         if asked is None or len(coded) > 1:
             raise PeerError("it came coded, which nobody asked for")
+        if len(reply.arrays[coded[0]]) != 1:
+            raise PeerError("it has coded arrays beside others in one group")
         from skerry_protos.codecs.updates import decode_update, group_to_code, the_coded
 
         held = asked.arrays.get(group_to_code(asked) or "", {})
@@ -75,11 +77,13 @@ class Coding:
         parts = files.encode_each(like, _tensors(like, coded[0], updated))
         if like.nbytes <= INLINE_LIMIT:
             return files.decode(b"".join(parts))
-        path = keep(parts)
+        path = place()
         try:
+            with path.open("xb") as file:
+                file.writelines(parts)
             return files.read(path)
         finally:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _tensors(like: Records, coded: str, updated: Iterator[tuple[str, Tensor]]) -> Iterator[Tensor]:
