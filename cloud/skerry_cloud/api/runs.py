@@ -206,6 +206,20 @@ def router(runs: Runs) -> APIRouter:
         note(request, run=found.id)
         return _view(runs, await runs.stop(found.id, caller.name))
 
+    @routes.post("/runs/{run}/pause", dependencies=[needs(Role.OPERATOR)])
+    async def pause(run: Named, caller: Caller, request: Request) -> RunView:
+        """Let a run rest: devices get nothing new, and what they answer is kept."""
+        found = await named(run)
+        note(request, run=found.id)
+        return _view(runs, await runs.pause(found.id, caller.name))
+
+    @routes.post("/runs/{run}/resume", dependencies=[needs(Role.OPERATOR)])
+    async def resume(run: Named, caller: Caller, request: Request) -> RunView:
+        """Let a paused run go on where it was."""
+        found = await named(run)
+        note(request, run=found.id)
+        return _view(runs, await runs.resume(found.id, caller.name))
+
     @routes.get("/runs/{run}/model", dependencies=[needs(Role.VIEWER)])
     async def model(run: Named) -> FileResponse:
         """Return a run's model as a records file (docs/wire.md)."""

@@ -64,7 +64,7 @@ class NotFoundError(SkerryError):
 class StateError(SkerryError):
     """The run is in a state in which that cannot be done."""
 
-    code = "state"
+    code = "run-state"
     exit_code = 8
 
 

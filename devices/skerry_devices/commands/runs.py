@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skerry_devices.cli import group
+from skerry_devices.completing import ids_of
 from skerry_devices.output import (
     Column,
     Format,
@@ -27,9 +28,14 @@ from skerry_devices.waiting import Timeout, until
 if TYPE_CHECKING:
     from skerry_devices.client import Client
 
-app = group("List, watch, stop runs and fetch their models.")
+app = group("List, watch, pause, stop runs and fetch their models.")
 
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its beginning.")]
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run's id, or its beginning.", autocompletion=ids_of("runs", "name")
+    ),
+]
 NO_RUNS = "No runs yet. Start one with: skerry run PATH"
 
 COLUMNS = (
@@ -153,6 +159,27 @@ def stop(
             )
             made = client.get(at("runs", found["id"]))
     done(made, f"{found['id']} {made.get('state', 'stopping')}", output)
+
+
+@app.command("pause")
+def pause(run: Run, output: Output = Format.TABLE) -> None:
+    """Pause a run: devices get nothing new, and what they still answer is kept."""
+    _change(run, "pause", output)
+
+
+@app.command("resume")
+def resume(run: Run, output: Output = Format.TABLE) -> None:
+    """Let a paused run go on where it was."""
+    _change(run, "resume", output)
+
+
+def _change(run: str, what: str, output: Format) -> None:
+    from skerry_devices.client import at, connect
+
+    with connect() as client:
+        found = client.get(at("runs", run))
+        made = client.post(at("runs", found["id"], what))
+    done(made, f"{found['id']} {made['state']}", output)
 
 
 @app.command("metrics")

@@ -16,7 +16,7 @@ import re
 import sys
 import sysconfig
 import types
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -206,7 +206,7 @@ def _found(
 
 def _place(name: str, value: Any, place: Place | None) -> Iterator[tuple[str, Place]]:
     """Yield a value's place if rounds may change it."""
-    if value is None or isinstance(value, PLAIN | OrderedDict):
+    if value is None or isinstance(value, PLAIN):
         if place is not None:
             yield name, place
     elif _own(type(value).__module__) and not hasattr(value, "load_state_dict"):
