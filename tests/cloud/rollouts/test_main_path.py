@@ -10,8 +10,8 @@ from skerry_cloud.store import rollouts as kept
 from skerry_cloud.store.rollouts import Rollout
 from skerry_edge.models.slots import Slots
 
-from tests.signed import add_version, begin_repository
 from tests.fleet import SmallFleet, small_fleet
+from tests.signed import add_version, begin_repository
 
 DEVICES = ["d1", "d2", "d3", "d4"]
 QUICK = {"waves": ["25%", "100%"], "soak_s": 0.2, "period_s": 0.2, "trial_s": 0.2}
