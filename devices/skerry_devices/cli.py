@@ -1,11 +1,14 @@
 """The tree of commands, each module imported when its command is called, and what errors look like.
 
-An error is one line, `error[code]: what is wrong`, then `hint: what to do next`; docs/errors.md
-lists the codes and exit statuses. A traceback never reaches the terminal: it goes to a file.
+An error is one line, `error[code]: what is wrong`, then `hint: what to do next`, or one JSON object
+where the output is to be JSON; docs/errors.md lists the codes and exit statuses. A traceback never
+reaches the terminal: it goes to a file.
 """
 
 import difflib
+import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -111,6 +114,7 @@ def skerry(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit status."""
+    say = _Sayer(sys.argv[1:] if arguments is None else arguments)
     try:
         result = typer.main.get_command(root).main(
             arguments, prog_name="skerry", standalone_mode=False
@@ -122,28 +126,40 @@ def run(arguments: list[str] | None = None) -> int:
             print(error.format_message())
             return 2
         path = error.ctx.command_path if error.ctx else "skerry"
-        return _say("usage", error.format_message().rstrip("."), f"see {path} --help", 2)
+        return say("usage", error.format_message().rstrip("."), f"see {path} --help", 2)
     except click.ClickException as error:
-        return _say("usage", error.format_message(), "", 2)
+        return say("usage", error.format_message(), "", 2)
     except (click.Abort, KeyboardInterrupt):
-        return _say("interrupted", "stopped by the user", "", EXIT_INTERRUPTED)
+        return say("interrupted", "stopped by the user", "", EXIT_INTERRUPTED)
     except BrokenPipeError:  # as in `skerry devices list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except SkerryError as error:
-        return _say(error.code, error.message, error.hint, error.exit_code)
+        return say(error.code, error.message, error.hint, error.exit_code)
     except Exception as error:  # noqa: BLE001
-        return _unexpected(error)
+        return _unexpected(error, say)
 
 
-def _say(code: str, message: str, hint: str, status: int) -> int:
-    print(f"error[{code}]: {' '.join(message.split())}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
-    return status
+class _Sayer:
+    """Says what went wrong, in the form that these arguments ask for output in."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        # Not what the command line was parsed to: that may be what went wrong.
+        self._json = re.search(r"(^| )(-o ?|--output[ =])jsonl?( |$)", " ".join(arguments))
+
+    def __call__(self, code: str, message: str, hint: str, status: int) -> int:
+        text = " ".join(message.split())
+        if self._json:
+            said = {"code": code, "message": text, "hint": hint, "exit_status": status}
+            print(json.dumps({"error": said}), file=sys.stderr)
+            return status
+        print(f"error[{code}]: {text}", file=sys.stderr)
+        if hint:
+            print(f"hint: {hint}", file=sys.stderr)
+        return status
 
 
-def _unexpected(error: Exception) -> int:
+def _unexpected(error: Exception, say: _Sayer) -> int:
     """Keep the traceback in a file; say where."""
     path = Path(os.environ.get("SKERRY_CONFIG", "~/.skerry/config.toml")).expanduser()
     path = path.with_name("skerry-error.log")
@@ -155,7 +171,7 @@ def _unexpected(error: Exception) -> int:
         where = f"please report it with the end of {path}"
     except OSError as unwritable:
         where = f"please report it (no traceback kept: {unwritable})"
-    return _say("internal", f"{type(error).__name__}: {error}", where, 1)
+    return say("internal", f"{type(error).__name__}: {error}", where, 1)
 
 
 def choices(ctx: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from json import JSONDecodeError
 from pathlib import Path
 from types import TracebackType
@@ -167,6 +168,11 @@ def _translated(url: str) -> Iterator[None]:
     try:
         yield
     except httpx.ConnectError as error:
+        if any(words in str(error) for words in ("not yet valid", "has expired")):
+            raise TrustError(
+                f"{url}: its certificate does not hold now: {error}",
+                hint=f"is the clock right? this machine says {_now()}; skerry doctor says more",
+            ) from error
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise TrustError(
                 f"{url} is not vouched for by this context's CA: {error}",
@@ -187,6 +193,10 @@ def _translated(url: str) -> Iterator[None]:
             f"the connection to {url} failed: {error or type(error).__name__}",
             hint="try again; skerry doctor says more",
         ) from error
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _refusal(answer: httpx.Response) -> SkerryError:

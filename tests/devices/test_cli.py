@@ -1,11 +1,19 @@
 """The command line without a coordinator: help, errors, statuses, and how little it loads."""
 
+import contextlib
+import datetime
+import json
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from skerry_devices import cli
+import trustme
+from skerry_devices import cli, contexts
+from skerry_devices.contexts import Context
 from skerry_devices.manual import commands
 
 from tests.devices.conftest import Skerry
@@ -129,6 +137,54 @@ def test_completion_completes_commands() -> None:
         env={"_SKERRY_COMPLETE": "complete_bash", "COMP_WORDS": "skerry dev", "COMP_CWORD": "1"},
     )
     assert "devices" in said.stdout
+
+
+@pytest.mark.parametrize("words", [("-o", "json"), ("--output=jsonl",), ("-ojson",)])
+def test_an_error_is_json_where_the_output_is(skerry: Skerry, words: tuple[str, ...]) -> None:
+    said = skerry("devices", "list", *words)
+    assert said.out == ""
+    error = json.loads(said.err)["error"]
+    assert (error["code"], error["exit_status"], said.status) == ("config", 2, 2)
+    assert error["message"] == "no coordinator is chosen"
+    assert "skerry up" in error["hint"]
+
+
+def test_a_certificate_that_does_not_hold_now_makes_one_look_at_the_clock(
+    skerry: Skerry, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    past = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    issued = authority.issue_cert("127.0.0.1", not_before=past, not_after=past.replace(year=2021))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    issued.configure_cert(tls)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                tls.wrap_socket(listener.accept()[0], server_side=True)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        contexts.keep("old", Context(url=url, ca=str(tmp_path / "ca.pem")), use=True)
+        said = skerry("devices", "list")
+        thread.join(10)
+    assert (said.status, said.err.startswith("error[trust]")) == (7, True)
+    assert "has expired" in said.err
+    assert "is the clock right?" in said.err
+
+
+def test_completing_ids_without_a_coordinator_says_nothing(config: Path) -> None:
+    words = {"COMP_WORDS": "skerry devices show d", "COMP_CWORD": "3"}
+    said = subprocess.run(
+        [sys.executable, "-m", "skerry_devices"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"_SKERRY_COMPLETE": "complete_bash", "SKERRY_CONFIG": str(config), **words},
+    )
+    assert (said.stdout.strip(), said.stderr) == ("", "")
 
 
 def test_every_listed_command_has_a_module() -> None:

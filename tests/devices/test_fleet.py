@@ -112,6 +112,25 @@ def test_a_revocation_without_a_terminal_wants_a_yes(skerry: Skerry) -> None:
     assert "--yes" in said.err
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("devices show d", ["device-1", "device-2"]), ("devices show device-2", ["device-2"])],
+)
+def test_the_shell_completes_ids(
+    config: Path, typed: str, expected: list[str], fleet: LocalFleet
+) -> None:
+    words = {"COMP_WORDS": f"skerry {typed}", "COMP_CWORD": str(len(typed.split()))}
+    said = subprocess.run(
+        [sys.executable, "-m", "skerry_devices"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"_SKERRY_COMPLETE": "complete_bash", "SKERRY_CONFIG": str(config), **words},
+    )
+    found = [line.split(",")[-1] for line in said.stdout.split()]
+    assert [name for name in found if "simulated" not in name] == expected, said
+
+
 # Operators.
 
 

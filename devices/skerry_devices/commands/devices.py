@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from skerry_devices.cli import group
+from skerry_devices.completing import ids_of
 from skerry_devices.output import (
     Column,
     Format,
@@ -24,7 +25,14 @@ from skerry_devices.waiting import Timeout, duration, until
 
 app = group("List, invite, label, hold back and revoke devices.")
 
-Device = Annotated[str, typer.Argument(metavar="DEVICE", help="A device's id, or its beginning.")]
+Device = Annotated[
+    str,
+    typer.Argument(
+        metavar="DEVICE",
+        help="A device's id, or its beginning.",
+        autocompletion=ids_of("devices", "state"),
+    ),
+]
 Selector = Annotated[
     str,
     typer.Option("--selector", "-l", help="Only these: k=v, k!=v, 'k in (a,b)', !k, by commas."),
