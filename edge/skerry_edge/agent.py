@@ -28,6 +28,7 @@ from skerry_edge.bundles import Bundles
 from skerry_edge.clock import Clock
 from skerry_edge.conditions import interrupted_by, waiting_for
 from skerry_edge.config import AgentConfig
+from skerry_edge.energy import Budget, Throttle, open_budget
 from skerry_edge.identity import Identity, LinkAddress
 from skerry_edge.journal import Journal
 from skerry_edge.links import LinkConfig, open_link
@@ -59,12 +60,14 @@ class Agent:
         *,
         workers: Workers | None = None,
         opener: Open = open_link,
+        budget: Budget | None = None,
         self_test: SelfTest | None = None,
         service: Service | None = None,
         verify: Verify = in_child,
     ) -> None:
         self._config, self._device, self._shared = config, identity.device, workers
         self._clock, self._journal = Clock(), Journal()
+        self._budget = budget or open_budget(config.home, config.energy)
         self._renewal = Renewal(identity, self._clock)
         self._ledger = Ledger(config.home, states_limit=config.limits.states_mb * 2**20)
         self._blobs = LocalBlobs(config.home / "blobs", brief={"content"})
@@ -82,6 +85,7 @@ class Agent:
             clock=self._clock,
             journal=self._journal,
             renewal=self._renewal,
+            budget=self._budget,
         )
         self._route.on_change = self._reporter.changed
         self._workshop = Workshop(
@@ -95,6 +99,7 @@ class Agent:
             route=self._route,
             clock=self._clock,
             journal=self._journal,
+            budget=self._budget,
         )
         self.updates = Updates(
             config.home,
@@ -112,6 +117,10 @@ class Agent:
         self._working: dict[ParcelId, asyncio.Task[Parcel]] = {}
         self._offered: dict[ParcelId, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
+
+    def note(self, text: str) -> None:
+        """Put a line where people read what devices say."""
+        self._journal.add(text)
 
     async def run(self) -> None:
         """Serve the coordinator until cancelled; raise a SkerryError when that is no use."""
@@ -219,13 +228,17 @@ class Agent:
                 await self._drop(task, "its deadline passed while it waited")
                 return False
             conditions, look = self._config.conditions, self._reporter.look()
-            why = waiting_for(conditions, look, datetime.now()) or ""
+            why = waiting_for(conditions, look, datetime.now()) or self._sparing()
             self._reporter.wait(why)
             if not why:
                 return True
             await asyncio.sleep(RECHECK_S)
         self._reporter.wait("")
         return False
+
+    def _sparing(self) -> str:
+        """Return why no new task is begun for want of energy; empty when there is enough."""
+        return self._budget.why() if self._budget.throttle >= Throttle.SCARCE else ""
 
     async def _perform(self, task: Task, workers: Workers, spent: Spent) -> None:
         """Work on one task to its reply, its deadline or its cancellation."""

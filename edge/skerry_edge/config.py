@@ -162,9 +162,10 @@ def read_config(
         read_table(kind, table, source=source, name=name)  # names this file's own mistakes
         inherited = base.get(name, {}) if name != "agent" else {}
         values[name] = read_table(kind, {**inherited, **table}, source=source, name=name)
-    values["energy"] = read_table(
-        EnergyTable, tables.get("energy", {}), source=source, name="energy"
-    )
+    energy = tables.get("energy", {})
+    read_table(EnergyTable, energy, source=source, name="energy")
+    watts = {key: value for key, value in base.get("power", {}).items() if key.endswith("_w")}
+    values["energy"] = read_table(EnergyTable, {**watts, **energy}, source=source, name="energy")
     values["models"] = read_table(
         ModelsTable, tables.get("models", {}), source=source, name="models"
     )

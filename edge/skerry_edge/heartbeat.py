@@ -17,7 +17,14 @@ State = Literal["idle", "working", "waiting"]
 
 
 def heartbeat(
-    look: Readings, *, profile: str, state: State, waiting_for: str, tasks: Sequence[str]
+    look: Readings,
+    *,
+    profile: str,
+    state: State,
+    waiting_for: str,
+    tasks: Sequence[str],
+    energy_today_j: float | None = None,
+    energy_source: str = "",
 ) -> work_pb2.Heartbeat:
     """Return the heartbeat for a look at the machine; sensors that are not there say nothing."""
     return work_pb2.Heartbeat(
@@ -41,4 +48,6 @@ def heartbeat(
         arch=platform.machine(),
         cpus=os.cpu_count() or 0,
         codecs=codecs(),
+        energy_today_j=energy_today_j,
+        energy_source=energy_source,
     )

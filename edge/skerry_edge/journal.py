@@ -3,6 +3,7 @@
 Best effort and bounded: what cannot be sent is dropped, oldest first, and counted.
 """
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ class Journal:
     def __init__(self) -> None:
         self._lines: deque[_Line] = deque()
         self._dropped = 0
+        self.filled = asyncio.Event()
+        """Set while there is something to send."""
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -51,6 +54,7 @@ class Journal:
             self._lines.popleft()
             self._dropped += 1
         self._lines.append(_Line(run, source, when or time.time(), level, text))
+        self.filled.set()
 
     def parcels(self) -> Iterator[Parcel]:
         """Yield all lines as parcels, each of one run and source; they are kept no longer."""
@@ -68,6 +72,8 @@ class Journal:
                 self._lines.popleft()
                 size += len(line.text.encode()) + 32
                 body.lines.add(unix_time_s=line.when, level=line.level, text=line.text)
+            if not self._lines:
+                self.filled.clear()
             yield Parcel(
                 id=ParcelId(new_id("log-")),
                 kind=ParcelKind.LOG,

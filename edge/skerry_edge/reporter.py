@@ -13,6 +13,7 @@ from skerry_edge import telemetry
 from skerry_edge.clock import Clock
 from skerry_edge.conditions import Readings
 from skerry_edge.config import AgentConfig
+from skerry_edge.energy import Budget
 from skerry_edge.heartbeat import State, heartbeat
 from skerry_edge.journal import Journal
 from skerry_edge.outbox import Ledger
@@ -36,10 +37,12 @@ class Reporter:
         clock: Clock,
         journal: Journal,
         renewal: Renewal,
+        budget: Budget,
     ) -> None:
         self._config, self._device = config, device
         self._route, self._ledger = route, ledger
         self._clock, self._journal, self._renewal = clock, journal, renewal
+        self._budget = budget
         self._every_s = config.agent.heartbeat_s or renewal.identity.heartbeat_s
         self._metered = config.agent.metered
         self._now = asyncio.Event()
@@ -89,6 +92,7 @@ class Reporter:
                 give_memory_back()
             if self._config.agent.metered is None:
                 self._metered = await asyncio.to_thread(telemetry.ask_metered)
+            energy_j = self._budget.update()
             if self._route.connected:
                 said = heartbeat(
                     self.look(),
@@ -96,6 +100,8 @@ class Reporter:
                     state=self.state,
                     waiting_for=self._waiting,
                     tasks=[parcel.id for parcel in self._ledger.inbox],
+                    energy_today_j=energy_j,
+                    energy_source=self._budget.source,
                 )
                 await self.send(ParcelKind.HEARTBEAT, said.SerializeToString())
 
@@ -115,8 +121,9 @@ class Reporter:
     async def print(self) -> None:
         """Send lines of apps and of our own, in batches."""
         while True:
+            await self._journal.filled.wait()
             await asyncio.sleep(JOURNAL_S)
-            if not (self._route.connected and len(self._journal)):
+            if not self._route.connected:
                 continue
             for parcel in self._journal.parcels():
                 with contextlib.suppress(DeadlineError, RejectedError):

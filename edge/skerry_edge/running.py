@@ -11,10 +11,17 @@ from skerry_protos.allocator import share_arenas
 
 from skerry_edge.agent import Agent
 from skerry_edge.config import AgentConfig, load_config
+from skerry_edge.energy import open_budget
 from skerry_edge.identity import Identity
+from skerry_edge.inference.selftest import Trials
+from skerry_edge.inference.service import Inference
 from skerry_edge.status import alone
+from skerry_edge.telemetry import capabilities
 
 log = logging.getLogger(__name__)
+
+RUNTIMES = {"onnxruntime", "litert", "tflite"}
+"""Capabilities any of which lets a device serve models."""
 
 
 def run(home: Path, *, link: str | None = None) -> int:
@@ -34,7 +41,7 @@ def run(home: Path, *, link: str | None = None) -> int:
 
 async def _until_signalled(config: AgentConfig, identity: Identity) -> None:
     """Run the agent until SIGTERM or SIGINT; its own errors are the caller's."""
-    agent = asyncio.create_task(Agent(config, identity).run())
+    agent = asyncio.create_task(_serve(config, identity))
     loop = asyncio.get_running_loop()
     stopped = False
 
@@ -52,6 +59,21 @@ async def _until_signalled(config: AgentConfig, identity: Identity) -> None:
         if not stopped:
             raise
     log.info("stopped")
+
+
+async def _serve(config: AgentConfig, identity: Identity) -> None:
+    """Run the agent, and what serves its models where a runtime is installed."""
+    if not (config.inference.enabled and RUNTIMES & set(capabilities())):
+        await Agent(config, identity).run()
+        return
+    budget = open_budget(config.home, config.energy)
+    trials = Trials(
+        threads=config.inference.threads or 1, memory_bytes=config.limits.memory_mb * 2**20
+    )
+    async with Inference(config, identity.device, budget) as inference:
+        agent = Agent(config, identity, budget=budget, self_test=trials, service=inference)
+        inference.journal = agent.note
+        await agent.run()
 
 
 def _log_to_stderr(level: str) -> None:

@@ -51,10 +51,11 @@ class Task:
 
 @dataclass(slots=True)
 class Spent:
-    """Where a task's time went."""
+    """Where a task's time went, and its energy."""
 
     queued_s: float = 0.0
     download_s: float = 0.0
+    energy_j: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +160,7 @@ def answer_of(result: Result, folder: Path, spent: Spent, *, reply_limit: int) -
         warm=result.warm,
         codec=outcome.codec,
         plain_bytes=max(0, outcome.plain_bytes),
+        energy_j=spent.energy_j,
     )
     code, reason = outcome.code, outcome.reason
     if not outcome.failed:

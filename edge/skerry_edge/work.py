@@ -13,6 +13,7 @@ from skerry_protos.messages import BlobRef, DeviceId, Digest, Parcel
 from skerry_edge.bundles import Bundle, Bundles
 from skerry_edge.clock import Clock
 from skerry_edge.config import AgentConfig
+from skerry_edge.energy import Budget, Share
 from skerry_edge.journal import Journal
 from skerry_edge.outbox import Ledger, file_name
 from skerry_edge.routes import Route
@@ -53,10 +54,12 @@ class Workshop:
         route: Route,
         clock: Clock,
         journal: Journal,
+        budget: Budget,
     ) -> None:
         self._config, self._device = config, device
         self._blobs, self._bundles, self._ledger = blobs, bundles, ledger
         self._route, self._clock, self._journal = route, clock, journal
+        self._budget, self._idle_w = budget, config.energy.idle_w
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def perform(self, task: Task, workers: Workers, spent: Spent) -> Parcel:
@@ -88,7 +91,9 @@ class Workshop:
             bundle = await self._bundle(task)
             content = await self._content(task, folder)
             spent.download_s = time.monotonic() - began
+            energy = Share(self._budget, idle_w=self._idle_w)
             result = await self._run(task, bundle, content, workers, folder)
+            spent.energy_j = energy.joules(result.outcome.cpu_s)
             limit = self._config.limits.reply_mb * 2**20
             answer = answer_of(result, folder, spent, reply_limit=limit)
             states = kept_states(result, folder, limit=limit)

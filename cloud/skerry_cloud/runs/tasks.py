@@ -179,7 +179,7 @@ def shown(text: str, limit: int = REASON_LIMIT) -> str:
 def _report(report: work_pb2.WorkReport) -> dict[str, float | bool | str]:
     """Return the numbers of a report that are numbers, and the codec when it names one."""
     found: dict[str, float | bool | str] = {}
-    for name in ("queued_s", "download_s", "compute_s", "cpu_s", "peak_rss_bytes"):
+    for name in ("queued_s", "download_s", "compute_s", "cpu_s", "peak_rss_bytes", "energy_j"):
         value = float(getattr(report, name))
         if 0 <= value < 1e15:
             found[name] = round(value, 6)

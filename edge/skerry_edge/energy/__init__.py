@@ -4,7 +4,8 @@
 nothing can be measured, and then every figure says "estimated".
 """
 
-from skerry_edge.energy.budget import Budget, EnergyTable, Throttle
+from skerry_edge.energy.budget import Budget, EnergyTable, Throttle, open_budget
 from skerry_edge.energy.meters import Meter, find_meter
+from skerry_edge.energy.share import Share
 
-__all__ = ["Budget", "EnergyTable", "Meter", "Throttle", "find_meter"]
+__all__ = ["Budget", "EnergyTable", "Meter", "Share", "Throttle", "find_meter", "open_budget"]

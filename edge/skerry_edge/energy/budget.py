@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from skerry_edge.energy.meters import Meter
+from skerry_edge.energy.meters import Meter, find_meter
 
 DAY_S = 86400
 FRUGAL_AT, SCARCE_AT = 0.8, 0.9
@@ -36,10 +36,22 @@ class EnergyTable:
 
     daily_j: float = 0.0
     """Joules a day that the device may use; 0: no limit."""
+    idle_w: float = 2.0
+    """Watts of the idle device, for estimates; the profile's [power] unless set here."""
+    busy_w: float = 6.0
+    """Watts of the busy device, likewise."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.idle_w <= self.busy_w < 1e6:
+            raise ValueError("idle_w must be 0 or more and at most busy_w")
         if not (math.isfinite(self.daily_j) and self.daily_j >= 0):
             raise ValueError("daily_j must be 0 (no limit) or more")
+
+
+def open_budget(home: Path, table: EnergyTable) -> "Budget":
+    """Return the account of the device whose agent lives in `home`, by its best meter."""
+    meter = find_meter(idle_w=table.idle_w, busy_w=table.busy_w)
+    return Budget(meter, home / "energy.json", daily_j=table.daily_j)
 
 
 class Budget:
@@ -58,6 +70,8 @@ class Budget:
         self.source = meter.source
         self._day, self._used = self._read()
         self._last = meter.joules()
+        self.total_j = 0.0
+        """Joules since this account was opened, whatever the day."""
         self._kept_at = -math.inf
 
     def update(self) -> float:
@@ -67,6 +81,7 @@ class Budget:
         if day > self._day:
             self._day, self._used = day, 0.0
         self._used += joules - self._last
+        self.total_j += joules - self._last
         self._last = joules
         if self._now() - self._kept_at >= KEEP_EVERY_S:
             self._keep()

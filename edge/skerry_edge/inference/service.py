@@ -19,8 +19,9 @@ import psutil
 from skerry_protos.errors import LinkError, SkerryError
 
 from skerry_edge.config import AgentConfig
-from skerry_edge.energy.budget import Budget, Throttle
+from skerry_edge.energy import Budget, Share, Throttle
 from skerry_edge.inference.channel import Channel, Said
+from skerry_edge.models.files import write_json
 from skerry_edge.models.slots import Slot
 from skerry_edge.worker.messages import Sandbox
 
@@ -35,6 +36,8 @@ RESTART_S = (0.0, 0.5, 1.0, 2.0, 5.0, 15.0)
 """Waits before the process is begun again, by how often it died lately."""
 CALM_S = 300.0
 """After so long without a death the waits begin anew."""
+ENDPOINT = "inference.json"
+"""File in the agent's home that says where predictions are answered."""
 PASSED = ("PATH", "LANG", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "HOME", "TMPDIR")
 
 AskCloud = Callable[[str, bytes, float], Awaitable[bytes]]
@@ -49,7 +52,7 @@ class Model:
     readings: dict[str, float] = field(default_factory=dict)
     crashes: int = 0
     rows: int = 0
-    served: bool = False
+    energy_j: float | None = None  # one input
 
 
 class Inference:
@@ -65,7 +68,7 @@ class Inference:
         journal: Callable[[str], None] = log.info,
     ) -> None:
         self._config, self._device, self._budget = config, device, budget
-        self._ask_cloud, self._journal = ask_cloud, journal
+        self.ask_cloud, self.journal = ask_cloud, journal
         self._models: dict[str, Model] = {}
         self._channel: Channel | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -73,7 +76,8 @@ class Inference:
         self._wanted = asyncio.Event()
         self._ready = asyncio.Event()
         self._deaths: list[float] = []
-        self._energy = EnergyShare(budget)
+        self._share = Share(budget, idle_w=config.energy.idle_w)
+        self._cpu_s = 0.0
         self._throttle = Throttle.NONE
         self.port = 0
         self.why = ""
@@ -89,6 +93,7 @@ class Inference:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait({self._keeping})
+            (self._config.home / ENDPOINT).unlink(missing_ok=True)
 
     # skerry_edge.models.Service
 
@@ -105,14 +110,17 @@ class Inference:
         await self._until_ready()
         await self._serve(model, slot)
         before = self._models.get(model)
-        self._models[model] = Model(slot, served=True)
+        self._models[model] = Model(slot)
         if before is None or before.slot.release.digest != slot.release.digest:
-            self._journal(f"serves {model} version {slot.release.version} on port {self.port}")
+            self.journal(f"serves {model} version {slot.release.version} on port {self.port}")
 
     def readings(self, model: str) -> Mapping[str, float] | None:
         """Return what was measured of a model, or None when none of that name is served."""
         found = self._models.get(model)
-        return None if found is None else {**found.readings, "crashes": float(found.crashes)}
+        if found is None:
+            return None
+        energy = {} if found.energy_j is None else {"energy_j": found.energy_j}
+        return {**found.readings, **energy, "crashes": float(found.crashes)}
 
     # The process.
 
@@ -136,10 +144,11 @@ class Inference:
             self._deaths = [at for at in self._deaths if now - at < CALM_S] + [now]
             for model in self._models.values():
                 model.crashes += 1
-                model.served = False
+                model.rows = 0
+            self._cpu_s = 0.0
             wait_s = RESTART_S[min(len(self._deaths), len(RESTART_S)) - 1]
             log.warning("%s; begun again in %g s", self.why, wait_s)
-            self._journal(f"inference: {self.why}; begun again in {wait_s:g} s")
+            self.journal(f"inference: {self.why}; begun again in {wait_s:g} s")
             await asyncio.sleep(wait_s)
 
     async def _live(self) -> None:
@@ -204,18 +213,25 @@ class Inference:
             START_S,
         )
         self.port, self.why = int(said["port"]), ""
+        self._say_where()
         for name, model in list(self._models.items()):
             try:
                 await self._serve(name, model.slot)
-                model.served = True
             except SkerryError as error:
-                self._journal(f"{name} cannot be served: {error}")
+                self.journal(f"{name} cannot be served: {error}")
         self._throttle = Throttle.NONE
         self._ready.set()
         while True:
             await self._save_energy()
             await self._read()
             await asyncio.sleep(POLL_S)
+
+    def _say_where(self) -> None:
+        """Leave the endpoint's address where `skerry-agent status` and programs look."""
+        host = self._config.inference.host
+        url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        with contextlib.suppress(OSError):
+            write_json(self._config.home / ENDPOINT, {"url": url})
 
     async def _serve(self, model: str, slot: Slot) -> None:
         said = {
@@ -241,7 +257,7 @@ class Inference:
             return
         fewer, self._throttle = self._threads, step
         await self._ask({"do": "throttle", "step": int(step), "why": self._budget.why()}, ANSWER_S)
-        self._journal(self._budget.why() or "energy: no limit now")
+        self.journal(self._budget.why() or "energy: no limit now")
         if self._threads != fewer:
             for name, model in list(self._models.items()):
                 await self._serve(name, model.slot)
@@ -258,10 +274,11 @@ class Inference:
                 rows += max(0, int(found["rows"]) - model.rows)
                 model.rows = int(found["rows"])
                 model.readings = {str(k): float(v) for k, v in found["readings"].items()}
-        joules = self._energy.per_row(float(said["cpu_s"]), rows)
-        for model in self._models.values():
-            if joules is not None:
-                model.readings["energy_j"] = joules
+        if rows > 0:
+            cpu_s, self._cpu_s = float(said["cpu_s"]) - self._cpu_s, float(said["cpu_s"])
+            joules = self._share.joules(cpu_s) / rows
+            for model in self._models.values():
+                model.energy_j = joules
 
     async def _ask(self, said: Said, timeout_s: float) -> tuple[Said, bytes]:
         if self._channel is None:
@@ -271,37 +288,10 @@ class Inference:
     async def _handle(self, said: Said, body: bytes) -> tuple[Said, bytes]:
         if said.get("do") != "cloud":
             raise SkerryError("the agent cannot do that")
-        if self._ask_cloud is None:
+        if self.ask_cloud is None:
             raise LinkError("there is no cloud to ask")
         wait_s = self._config.inference.cloud_wait_ms / 1e3
-        return {}, await self._ask_cloud(str(said["model"])[:200], body, wait_s)
-
-
-class EnergyShare:
-    """What one inference costs: the energy above idle, by the process's share of busy time."""
-
-    def __init__(self, budget: Budget, *, idle_w: float = 0.0) -> None:
-        self._budget, self._idle_w = budget, idle_w
-        self._last: tuple[float, float, float, float] | None = None
-        self._recent: float | None = None
-
-    def per_row(self, cpu_s: float, rows: int) -> float | None:
-        """Return joules an input since the last call that had any; None before the first."""
-        busy = _busy_s()
-        now = (time.monotonic(), self._budget.update(), cpu_s, busy)
-        if self._last is not None and rows > 0:
-            seconds, joules, ours, every = (a - b for a, b in zip(now, self._last, strict=True))
-            share = min(1.0, max(0.0, ours / every)) if every > 0 else 0.0
-            if joules >= 0:  # midnight begins the account anew
-                self._recent = max(0.0, joules - self._idle_w * seconds) * share / rows
-        if self._last is None or rows > 0:
-            self._last = now
-        return self._recent
-
-
-def _busy_s() -> float:
-    times = psutil.cpu_times()
-    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
+        return {}, await self.ask_cloud(str(said["model"])[:200], body, wait_s)
 
 
 def _ending(status: int | None) -> str:

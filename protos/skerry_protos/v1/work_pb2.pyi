@@ -83,7 +83,7 @@ class Failure(_message.Message):
     def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., log_tail: _Optional[str] = ...) -> None: ...
 
 class WorkReport(_message.Message):
-    __slots__ = ("queued_s", "download_s", "compute_s", "cpu_s", "peak_rss_bytes", "warm", "codec", "plain_bytes")
+    __slots__ = ("queued_s", "download_s", "compute_s", "cpu_s", "peak_rss_bytes", "warm", "codec", "plain_bytes", "energy_j")
     QUEUED_S_FIELD_NUMBER: _ClassVar[int]
     DOWNLOAD_S_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class WorkReport(_message.Message):
     WARM_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     PLAIN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_J_FIELD_NUMBER: _ClassVar[int]
     queued_s: float
     download_s: float
     compute_s: float
@@ -100,10 +101,11 @@ class WorkReport(_message.Message):
     warm: bool
     codec: str
     plain_bytes: int
-    def __init__(self, queued_s: _Optional[float] = ..., download_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., cpu_s: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., warm: _Optional[bool] = ..., codec: _Optional[str] = ..., plain_bytes: _Optional[int] = ...) -> None: ...
+    energy_j: float
+    def __init__(self, queued_s: _Optional[float] = ..., download_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., cpu_s: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., warm: _Optional[bool] = ..., codec: _Optional[str] = ..., plain_bytes: _Optional[int] = ..., energy_j: _Optional[float] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("unix_time_s", "agent_version", "profile", "uptime_s", "load1", "memory_total_bytes", "memory_available_bytes", "disk_free_bytes", "temperature_c", "battery_percent", "charging", "metered", "state", "waiting_for", "capabilities", "versions", "tasks", "arch", "cpus", "codecs")
+    __slots__ = ("unix_time_s", "agent_version", "profile", "uptime_s", "load1", "memory_total_bytes", "memory_available_bytes", "disk_free_bytes", "temperature_c", "battery_percent", "charging", "metered", "state", "waiting_for", "capabilities", "versions", "tasks", "arch", "cpus", "codecs", "energy_today_j", "energy_source")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +133,8 @@ class Heartbeat(_message.Message):
     ARCH_FIELD_NUMBER: _ClassVar[int]
     CPUS_FIELD_NUMBER: _ClassVar[int]
     CODECS_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_TODAY_J_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_SOURCE_FIELD_NUMBER: _ClassVar[int]
     unix_time_s: float
     agent_version: str
     profile: str
@@ -151,7 +155,9 @@ class Heartbeat(_message.Message):
     arch: str
     cpus: int
     codecs: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, unix_time_s: _Optional[float] = ..., agent_version: _Optional[str] = ..., profile: _Optional[str] = ..., uptime_s: _Optional[float] = ..., load1: _Optional[float] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., temperature_c: _Optional[float] = ..., battery_percent: _Optional[float] = ..., charging: _Optional[bool] = ..., metered: _Optional[bool] = ..., state: _Optional[str] = ..., waiting_for: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., versions: _Optional[_Mapping[str, str]] = ..., tasks: _Optional[_Iterable[str]] = ..., arch: _Optional[str] = ..., cpus: _Optional[int] = ..., codecs: _Optional[_Iterable[str]] = ...) -> None: ...
+    energy_today_j: float
+    energy_source: str
+    def __init__(self, unix_time_s: _Optional[float] = ..., agent_version: _Optional[str] = ..., profile: _Optional[str] = ..., uptime_s: _Optional[float] = ..., load1: _Optional[float] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., temperature_c: _Optional[float] = ..., battery_percent: _Optional[float] = ..., charging: _Optional[bool] = ..., metered: _Optional[bool] = ..., state: _Optional[str] = ..., waiting_for: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., versions: _Optional[_Mapping[str, str]] = ..., tasks: _Optional[_Iterable[str]] = ..., arch: _Optional[str] = ..., cpus: _Optional[int] = ..., codecs: _Optional[_Iterable[str]] = ..., energy_today_j: _Optional[float] = ..., energy_source: _Optional[str] = ...) -> None: ...
 
 class LogLines(_message.Message):
     __slots__ = ("source", "lines")
