@@ -34,6 +34,8 @@ from skerry_edge.config import AgentConfig, Limits
 from skerry_edge.identity import Identity, LinkAddress
 from skerry_edge.links import LinkConfig, open_link
 from skerry_edge.links.memory import MemoryLink
+from skerry_edge.models import NoSelfTest, SelfTest, Service
+from skerry_edge.models.trust import in_process
 from skerry_edge.worker.pool import Workers
 from skerry_protos.blobs import LocalBlobs
 from skerry_protos.messages import DeviceId
@@ -59,6 +61,8 @@ class SmallFleet:
     updates: Updates
     rollouts: Rollouts
     agents: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    self_test: SelfTest | None = None
+    service: Callable[[str], Service] | None = None
 
     async def enrol(
         self, *devices: str, labels: Mapping[str, str] | None = None, first_node: int = 100
@@ -169,6 +173,8 @@ async def small_fleet(
     *,
     workers: int = 2,
     labels: Mapping[str, str] | None = None,
+    self_test: SelfTest | None = None,
+    service: Callable[[str], Service] | None = None,
 ) -> AsyncIterator[SmallFleet]:
     """Run a fleet with these devices connected while the block runs."""
     limits = Limits(workers=workers, worker_idle_s=600.0)
@@ -209,6 +215,8 @@ async def small_fleet(
             models=models,
             updates=updates,
             rollouts=rollouts,
+            self_test=self_test,
+            service=service,
         )
         await made.enrol(*devices, labels=labels)
         made.start(*devices)
@@ -266,4 +274,12 @@ def make_agent(fleet: SmallFleet, device: str) -> Agent:
     def opener(config: LinkConfig) -> Any:
         return MemoryLink(config) if config.kind == "memory" else open_link(config)
 
-    return Agent(config, identity, workers=fleet.workers, opener=opener)
+    return Agent(
+        config,
+        identity,
+        workers=fleet.workers,
+        opener=opener,
+        self_test=fleet.self_test or NoSelfTest(),
+        service=fleet.service(device) if fleet.service else None,
+        verify=in_process,
+    )

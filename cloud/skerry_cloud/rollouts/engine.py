@@ -60,6 +60,7 @@ class Rollouts:
         self._updates, self._roster = updates, roster
         self._conducting: dict[str, asyncio.Task[None]] = {}
         self._news: dict[str, asyncio.Event] = {}
+        self._models_of: dict[str, str] = {}
         self._waiting: dict[str, Verdict] = {}
         self._turn = asyncio.Lock()
         updates.on_report = self.heard
@@ -235,8 +236,8 @@ class Rollouts:
 
     def heard(self, report: Report) -> None:
         """Take note that a device said something of a model."""
-        for rollout in list(self._news):
-            if report.rollout in {rollout, ""}:
+        for rollout, model in list(self._models_of.items()):
+            if report.model == model:
                 self._tell(rollout)
 
     def _tell(self, rollout: str) -> None:
@@ -254,6 +255,7 @@ class Rollouts:
     def _over(self, rollout: str) -> None:
         self._conducting.pop(rollout, None)
         self._news.pop(rollout, None)
+        self._models_of.pop(rollout, None)
         self._waiting.pop(rollout, None)
         for other in self._news.values():  # one of them may be next
             other.set()
@@ -296,6 +298,7 @@ class Rollouts:
         rollout = await self.get(name)
         if rollout.state not in OPEN:
             return None, set(), None
+        self._models_of[name] = rollout.model
         plan = Plan.parse(rollout.plan)
         here = self._roster.connected()
         devices = {each.id: each for each in await self._roster.devices()}

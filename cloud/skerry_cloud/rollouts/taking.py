@@ -145,7 +145,8 @@ def _give_back(connection: sa.Connection, rollout: Rollout, member: RolloutDevic
             target=member.previous if artefact is not None else "",
             digest=artefact.digest if artefact is not None else Digest(""),
             size=artefact.size if artefact is not None else 0,
-            rollout=rollout.id,
+            # it is that rollout's again, so that it can be undone too
+            rollout=kept.owner(connection, member) or rollout.id,
             wish=now.wish,
         ),
     )

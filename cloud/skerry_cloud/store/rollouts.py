@@ -198,6 +198,24 @@ def move(
     return True
 
 
+def owner(connection: sa.Connection, member: RolloutDevice) -> str:
+    """Return the rollout that had brought a device what it served before; empty: none."""
+    if not member.previous:
+        return ""
+    found = connection.execute(
+        sa.select(rollout_devices.c.rollout)
+        .join(rollouts, rollouts.c.id == rollout_devices.c.rollout)
+        .where(
+            rollout_devices.c.device == member.device,
+            rollout_devices.c.target == member.previous,
+            rollout_devices.c.rollout != member.rollout,
+        )
+        .order_by(rollouts.c.created_at.desc())
+        .limit(1)
+    ).scalar()
+    return str(found or "")
+
+
 def note(
     connection: sa.Connection,
     rollout: str,

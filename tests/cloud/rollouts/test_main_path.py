@@ -1,40 +1,17 @@
 """A model reaches a small fleet: imported, signed, rolled out in waves, verified, in every slot."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
-from skerry_cloud.rollouts.lifecycle import OPEN, RolloutState
+from skerry_cloud.rollouts.lifecycle import RolloutState
 from skerry_cloud.store import models as kept_models
 from skerry_cloud.store import rollouts as kept
-from skerry_cloud.store.rollouts import Rollout
-from skerry_edge.models.slots import Slots
 
-from tests.fleet import SmallFleet, small_fleet
+from tests.cloud.rollouts.conftest import QUICK, ended, slots_of, story
+from tests.fleet import small_fleet
 from tests.signed import add_version, begin_repository
 
 DEVICES = ["d1", "d2", "d3", "d4"]
-QUICK = {"waves": ["25%", "100%"], "soak_s": 0.2, "period_s": 0.2, "trial_s": 0.2}
-
-
-async def ended(fleet: SmallFleet, rollout: Rollout, within_s: float = 15.0) -> Rollout:
-    """Wait until a rollout has ended and return it."""
-    async with asyncio.timeout(within_s):
-        while (found := await fleet.rollouts.get(rollout.id)).state in OPEN:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-    return found
-
-
-async def story(fleet: SmallFleet, rollout: Rollout) -> str:
-    """Return a rollout's journal, for a failed test."""
-    events = await fleet.store.read(lambda c: kept.journal(c, rollout.id))
-    return "\n".join(f"{e['kind']} {e['wave']} {e['device']} {e['data']}" for e in events)
-
-
-def slots_of(fleet: SmallFleet, device: str, model: str = "digits") -> Slots:
-    """Return a device's slots as they are on its disk."""
-    home = fleet.home / "devices" / device
-    return Slots(home / "models" / model, home / "trust" / "slots" / f"{model}.json")
 
 
 @pytest.mark.network
