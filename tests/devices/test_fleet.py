@@ -17,7 +17,12 @@ from skerry_devices.waiting import until
 
 from tests.devices.conftest import Skerry
 
-pytestmark = [pytest.mark.network, pytest.mark.timeout(240), pytest.mark.usefixtures("fleet")]
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.timeout(240),
+    pytest.mark.usefixtures("fleet"),
+    pytest.mark.xdist_group("the local fleet"),
+]
 
 
 def started(skerry: Skerry, *words: object) -> str:

@@ -10,7 +10,12 @@ from skerry_devices.local import LocalFleet
 from tests.artefacts import packed
 from tests.devices.conftest import Skerry
 
-pytestmark = [pytest.mark.network, pytest.mark.timeout(240), pytest.mark.usefixtures("fleet")]
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.timeout(240),
+    pytest.mark.usefixtures("fleet"),
+    pytest.mark.xdist_group("the local fleet"),
+]
 
 QUICK = ("--soak", "0s", "--trial", "0.2s", "--period", "0.2s", "--timeout", "60s", "--watch")
 
