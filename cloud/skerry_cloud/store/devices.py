@@ -227,7 +227,7 @@ def keep_presence(connection: sa.Connection, rows: Mapping[DeviceId, Mapping[str
         row = {f"new_{name}": value for name, value in values.items()}
         alike.setdefault(tuple(values), []).append({"which": device, **row})
     for names, group in alike.items():
-        new = {name: sa.bindparam(f"new_{name}") for name in names}
+        new: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in names}
         found = devices.c.id == sa.bindparam("which")
         connection.execute(devices.update().where(found).values(new), group)
 
