@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, Field
 from skerry_protos.versions import installed_version
 
-from skerry_cloud.api import devices, enrol, invites, operators
+from skerry_cloud.api import devices, enrol, invites, metrics, operators
 from skerry_cloud.api.auth import Guard
 from skerry_cloud.api.enrol import LinkView
 from skerry_cloud.api.errors import handle_errors
@@ -72,6 +72,7 @@ def make_app(
     app.include_router(devices.router(registry, store))
     app.include_router(invites.router(store, url=url, pin=authority.pin))
     app.include_router(operators.router(store))
+    app.include_router(metrics.router(registry, store))
     for router in routers:
         app.include_router(router)
     handle_errors(app)
