@@ -175,6 +175,14 @@ async def test_an_app_that_eats_memory_is_killed_and_the_figure_is_named(
     assert result.outcome.peak_rss_bytes > 300 * MB
 
 
+async def test_an_app_that_takes_more_at_once_than_anyone_sees_is_told_no(
+    workers: Workers, write_app: WriteApp, make_job: MakeJob
+) -> None:
+    result = await work(workers, make_job(write_app(native("bytearray(3 * 2**30)"))))
+    assert result.outcome.code == 2
+    assert "MemoryError" in result.outcome.reason
+
+
 async def test_memory_eaten_by_children_counts(
     workers: Workers, write_app: WriteApp, make_job: MakeJob, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ class Sandbox:
     niceness: int = 10
     io_idle: bool = True
     file_bytes: int = 0
+    data_bytes: int = 0
     uid: int = -1
     gid: int = -1
     processes: int = 0

@@ -30,6 +30,13 @@ from skerry_edge.worker.zygotes import Zygote, ZygoteError
 
 log = logging.getLogger(__name__)
 
+AT_ONCE = 2
+"""Times a device's memory limit that the kernel lets one process of a worker allocate.
+
+The limit itself is of memory in use and is watched; this one holds between two looks. Not beside a
+GPU: its drivers reserve far more addresses than they use.
+"""
+
 
 @dataclass(slots=True)
 class _Idle:
@@ -156,6 +163,7 @@ class Workers:
             niceness=self._limits.niceness,
             io_idle=self._limits.io_idle,
             file_bytes=self._limits.reply_mb * 2**20,
+            data_bytes=0 if _has_gpu() else self._limits.memory_mb * 2**20 * AT_ONCE,
             uid=uid,
             gid=gid,
             processes=self._limits.processes,
@@ -199,6 +207,10 @@ class Workers:
         uid, gid = self._user
         if uid >= 0:
             os.chown(path, uid, gid)
+
+
+def _has_gpu() -> bool:
+    return any(Path("/dev", name).exists() for name in ("nvidia0", "nvhost-gpu", "kfd"))
 
 
 def _user(name: str) -> tuple[int, int]:

@@ -33,6 +33,8 @@ def enter(sandbox: Sandbox) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (sandbox.file_bytes, sandbox.file_bytes))
         # Beyond the limit a write fails with EFBIG, which the app sees, instead of a signal.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if sandbox.data_bytes:
+        resource.setrlimit(resource.RLIMIT_DATA, (sandbox.data_bytes, sandbox.data_bytes))
     if sandbox.uid >= 0:
         _drop(sandbox)
     control(_PR_SET_NO_NEW_PRIVS, 1)
