@@ -1,8 +1,8 @@
 """All rows, in order."""
 
-from tests.faults import kills, network
+from tests.faults import kills, network, resume
 from tests.faults.table import ROWS
 
-__all__ = ["ROWS", "kills", "network"]
+__all__ = ["ROWS", "kills", "network", "resume"]
 
 ROWS.sort(key=lambda row: (row.number, row.name, row.link))
