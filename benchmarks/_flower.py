@@ -4,11 +4,12 @@ It has a virtual environment of its own, because flwr's command line wants a new
 embedded broker allows.
 """
 
+import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,9 @@ class Deployment:
     superlink: psutil.Popen
     nodes: list[psutil.Popen]
     environment: dict[str, str]
+    port: int
+    start_superlink: Callable[[], psutil.Popen]
+    """Start the SuperLink again, after somebody killed it."""
 
     @property
     def roots(self) -> list[int]:
@@ -66,10 +70,26 @@ class Deployment:
             timeout=120,
         )
 
+    def runs(self) -> list[dict[str, object]]:
+        """Return what the SuperLink says of its runs."""
+        said = subprocess.run(
+            [installed() / "flwr", "list", "bench", "--format", "json"],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        ).stdout
+        found = json.loads(said) if said.strip().startswith("{") else {}
+        return list(found.get("runs", []))
+
 
 @contextmanager
-def deployment(devices: int, home: Path) -> Iterator[Deployment]:
-    """Run a SuperLink and `devices` SuperNodes on loopback, without TLS, until the block ends."""
+def deployment(devices: int, home: Path, *, database: str = "") -> Iterator[Deployment]:
+    """Run a SuperLink and `devices` SuperNodes on loopback, without TLS, until the block ends.
+
+    Without a `database` the SuperLink keeps its state in memory, which is its way by default.
+    """
     flwr_home = home / "flwr"
     flwr_home.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
@@ -86,7 +106,7 @@ def deployment(devices: int, home: Path) -> Iterator[Deployment]:
     with ExitStack() as stack:
 
         def start(name: str, *arguments: object) -> psutil.Popen:
-            log = stack.enter_context((home / f"{name}.log").open("wb"))
+            log = stack.enter_context((home / f"{name}.log").open("ab"))
             process = psutil.Popen(
                 [str(installed() / arguments[0]), *map(str, arguments[1:])],
                 env=environment,
@@ -98,15 +118,19 @@ def deployment(devices: int, home: Path) -> Iterator[Deployment]:
             stack.enter_context(stopped_after(process))
             return process
 
-        superlink = start(
-            "superlink",
-            "flower-superlink",
-            "--insecure",
-            "--disable-runtime-dependency-installation",
-            "--port",
-            port,
-        )
-        wait_until(lambda: listens(port), "the SuperLink to listen", 60)
+        def start_superlink() -> psutil.Popen:
+            process = start(
+                "superlink",
+                "flower-superlink",
+                "--insecure",
+                "--disable-runtime-dependency-installation",
+                *("--port", port),
+                *(("--database", database) if database else ()),
+            )
+            wait_until(lambda: listens(port), "the SuperLink to listen", 60)
+            return process
+
+        superlink = start_superlink()
         nodes = [
             start(
                 f"supernode{index}",
@@ -119,7 +143,13 @@ def deployment(devices: int, home: Path) -> Iterator[Deployment]:
             )
             for index in range(devices)
         ]
-        yield Deployment(superlink=superlink, nodes=nodes, environment=environment)
+        yield Deployment(
+            superlink=superlink,
+            nodes=nodes,
+            environment=environment,
+            port=port,
+            start_superlink=start_superlink,
+        )
 
 
 def listens(port: int) -> bool:

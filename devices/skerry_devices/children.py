@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -43,6 +43,10 @@ class Children:
         child = Child(name, command, log=log, env=env or {})
         self._started.append(child)
         return child
+
+    def __iter__(self) -> Iterator["Child"]:
+        """Yield the processes that should run."""
+        return iter(list(self._started))
 
     def check(self) -> None:
         """Raise ChildError when a process that should run has stopped."""

@@ -1,5 +1,6 @@
 """The cloud's side: stock FedAvg, which notes when each round began and ended."""
 
+import hashlib
 import json
 import time
 from collections.abc import Iterable
@@ -31,7 +32,8 @@ class TimedFedAvg(FedAvg):
         result = super().aggregate_train(server_round, replies)
         with self.report.open("a") as file:
             line = {"round": server_round, "began": self.began, "ended": time.time()}
-            file.write(json.dumps(line | {"replies": len(replies)}) + "\n")
+            line["replies"] = sum(not reply.has_error() for reply in replies)
+            file.write(json.dumps(line) + "\n")
         return result
 
 
@@ -50,4 +52,6 @@ def main(grid: Grid, context: Context) -> None:
         min_available_nodes=devices,
     )
     strategy.report = Path(str(config["report"]))
-    strategy.start(grid, ArrayRecord(arrays), num_rounds=int(config["rounds"]))
+    result = strategy.start(grid, ArrayRecord(arrays), num_rounds=int(config["rounds"]))
+    digest = hashlib.sha256(b"".join(a.tobytes() for a in result.arrays.to_numpy_ndarrays()))
+    strategy.report.with_suffix(".sha256").write_text(digest.hexdigest())
