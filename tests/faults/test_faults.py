@@ -38,7 +38,22 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worlds]:
         yield Worlds(tmp_path_factory.mktemp("worlds"), stack)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.short], ids=lambda row: row.key)
+BOTH = {1, 2}
+
+
+def short_form() -> list[Row]:
+    """Return the rows to do here: the kills on both links, of the others every second."""
+    short = [row for row in ROWS if row.short]
+    turn = {name: place for place, name in enumerate(dict.fromkeys(row.name for row in short))}
+    links = {row.name: [one.link for one in short if one.name == row.name] for row in short}
+    return [
+        row
+        for row in short
+        if row.number in BOTH or row.link == links[row.name][turn[row.name] % len(links[row.name])]
+    ]
+
+
+@pytest.mark.parametrize("row", short_form(), ids=lambda row: row.key)
 def test_a_fault_breaks_no_invariant(row: Row, worlds: Worlds) -> None:
     try:
         tally = row.run_in(worlds.of(row), row.short)

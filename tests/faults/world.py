@@ -25,6 +25,7 @@ from typing import Any, Self
 
 import psutil
 import tomli_w
+from skerry_cloud.identity import Authority
 from skerry_devices.apps import read_app
 from skerry_devices.children import Child, Children
 from skerry_devices.client import Client, at
@@ -35,6 +36,7 @@ from skerry_edge.enrolment import join
 from skerry_protos.errors import LinkError, SkerryError
 
 from tests.faults.proxy import FaultProxy
+from tests.mqtt import listens, mosquitto_program
 
 APP = Path(__file__).parents[1] / "apps" / "ledger"
 SIZE = 2_000_000
@@ -134,6 +136,8 @@ class World:
             with contextlib.ExitStack() as held:
                 ports = {name: _free_port(held) for name in ("http", "grpc", "mqtt")}
             table = {f"{name}_port": port for name, port in ports.items()} | self._settings
+            if table.get("broker") == "stock":
+                table["broker"] = self._stock_broker(ports["mqtt"])
             (self.cloud / "coordinator.toml").write_text(tomli_w.dumps(table))
             self.start_coordinator()
             with self.client() as client:
@@ -164,6 +168,21 @@ class World:
         self._proxies.__exit__(None, None, None)
 
     # The coordinator.
+
+    def _stock_broker(self, port: int) -> str:
+        """Start a mosquitto with its own defaults but for who may come in; return its URL."""
+        keys = Authority.open(self.cloud).server(["127.0.0.1"])
+        config = self.home / "mosquitto.conf"
+        config.write_text(
+            f"listener {port} 127.0.0.1\nuser root\ncafile {keys.ca}\ncertfile {keys.certificate}\n"
+            f"keyfile {keys.key}\nrequire_certificate true\nuse_identity_as_username true\n"
+            f"use_username_as_clientid true\nallow_anonymous false\n"
+        )
+        self.children.start(
+            "mosquitto", [mosquitto_program(), "-c", str(config)], log=self.home / "mosquitto.log"
+        )
+        until(lambda: listens(port) or None, timeout_s=START_S, what="mosquitto", every_s=0.05)
+        return f"mqtts://127.0.0.1:{port}"
 
     def start_coordinator(
         self, environment: Mapping[str, str] | None = None, *, ready: bool = True
