@@ -16,7 +16,7 @@ from skerry_protos.seams import Blobs, Partial
 from skerry_protos.session.frames import TEXT_LIMIT
 from skerry_protos.session.lanes import Lanes
 from skerry_protos.session.limits import Inflow, Limits
-from skerry_protos.session.transfer import STALLED_S, Transfer
+from skerry_protos.session.transfer import STALLED_S, Transfer, chunk_of
 from skerry_protos.v1 import fleet_pb2 as pb
 
 
@@ -70,7 +70,7 @@ class Transfers:
             await self._on_want(ref.digest)
         try:
             while True:
-                partial = self._blobs.begin(ref, self._lanes.chunk)
+                partial = self._blobs.begin(ref, chunk_of(ref.size, self._lanes.chunk))
                 try:
                     if not await self._move(ref, partial):
                         return None
