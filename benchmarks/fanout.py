@@ -62,7 +62,11 @@ def sent_by(pid: int, port: int, *, listens: bool) -> int:
 
 def measured(link: str, devices: int) -> Row:
     """Return the figures of a fleet of this size."""
-    with tempfile.TemporaryDirectory() as folder, LocalFleet(Path(folder)) as fleet:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as noted,  # the sandbox opens nothing new beside a home
+        LocalFleet(Path(folder)) as fleet,
+    ):
         home = Path(folder)
         fleet.start()
         made = json.loads((home / "coordinator" / "coordinator.json").read_text())
@@ -78,7 +82,7 @@ def measured(link: str, devices: int) -> Row:
             )
             fleet.wait_online(plans, timeout_s=ONLINE_S)
             app = client.upload(at("apps"), read_app(APP).bundle)["digest"]
-            report = home / "rounds.jsonl"
+            report = Path(noted, "rounds.jsonl")
             config = {
                 "devices": devices,
                 "megabytes": MEGABYTES,
@@ -94,6 +98,9 @@ def measured(link: str, devices: int) -> Row:
                 done = report.read_text().count("\n") if report.exists() else 0
                 while len(marks) < done:
                     marks.append(sent_by(pid, int(port or 0), listens=link == "grpc"))
+                found = client.get(at("runs", begun["id"]))
+                if found["state"] == "failed":
+                    raise RuntimeError(found["why"])
                 return done >= ROUNDS
 
             wait_until(passed, f"{ROUNDS} rounds", RUN_S)
