@@ -80,7 +80,8 @@ def coordinator_killed(tally: Tally, world: World) -> None:
 
 def _killed(world: World, place: str, dice: random.Random) -> Trip | None:
     """Begin a run and have the coordinator die at a place; None when it does not come there."""
-    count = dice.randint(1, OFTEN.get(place, ROUNDS))
+    once = place.startswith(("model.", "finish."))
+    count = 1 if once else dice.randint(1, OFTEN.get(place, ROUNDS - 1))
     armed = {"SKERRY_FAILPOINT": f"{place}:{count}"}
     if place in RUNNING:
         world.kill_coordinator()
