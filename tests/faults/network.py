@@ -59,8 +59,8 @@ def partition(tally: Tally, world: World) -> None:
     """Cut one device off for a while: nothing is lost, and it is noticed where it lasts."""
     clean = world.clean(rounds=2)
     dice = random.Random(5)
-    lasts = (600.0 if tally.trials % 10 == 9 else 60.0) if tally.full else 3.0
     while tally.trials < tally.count:
+        lasts = (600.0 if tally.trials % 10 == 9 else 60.0) if tally.full else 3.0
         boat = world.boats[tally.trials % len(world.boats)]
         trip = world.begin(rounds=2, run_config={"train_s": 0.3}, round_deadline_s=3000)
         time.sleep(dice.uniform(0.1, clean.seconds + 0.3))
