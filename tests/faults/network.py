@@ -90,6 +90,7 @@ def _missing(world: World, name: str) -> bool | None:
 @row(5, "partition over a round's end", full=10)
 def late(tally: Tally, world: World) -> None:
     """Cut one device off until its round has closed on a quorum: it is named, its update unused."""
+    clean = world.clean()
     while tally.trials < tally.count:
         boat = world.boats[tally.trials % len(world.boats)]
         trip = world.begin(run_config={"train_s": 1.0}, quorum=0.6)
@@ -103,7 +104,7 @@ def late(tally: Tally, world: World) -> None:
         tally.judge(trip, everybody=False, died_training=1)
         again = world.begin()
         again.end()
-        tally.judge(again, world.clean())
+        tally.judge(again, clean)
 
 
 def _slowly(
