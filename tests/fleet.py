@@ -61,6 +61,7 @@ class SmallFleet:
     updates: Updates
     rollouts: Rollouts
     agents: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    running: dict[str, Agent] = field(default_factory=dict)
     self_test: SelfTest | None = None
     service: Callable[[str], Service] | None = None
 
@@ -87,6 +88,7 @@ class SmallFleet:
         """Start the agents of enrolled devices."""
         for device in devices:
             agent = make_agent(self, device)
+            self.running[device] = agent
             self.agents[device] = asyncio.create_task(agent.run(), name=f"agent-{device}")
 
     async def stop(self, *devices: str) -> None:

@@ -39,6 +39,7 @@ from skerry_cloud.fleets.grpc import GrpcFleet
 from skerry_cloud.fleets.joined import JoinedFleet
 from skerry_cloud.fleets.mqtt import MqttFleet
 from skerry_cloud.identity import Authority, ServerCredentials
+from skerry_cloud.models.answers import Answers
 from skerry_cloud.models.online import OnlineKeys
 from skerry_cloud.models.registry import Models
 from skerry_cloud.models.repository import Repository
@@ -112,7 +113,9 @@ async def running(config: CoordinatorConfig) -> AsyncIterator[Addresses]:
         models, updates, rollouts = await open_models(
             config.home, stack, store=store, blobs=blobs, fleet=fleet, registry=registry
         )
-        registry.attach(fleet=fleet, work=runs, serving=updates)
+        answers = await stack.enter_async_context(Answers(models, blobs, config.home / "answers"))
+        streams = {answers.kind: answers.serve}
+        registry.attach(fleet=fleet, work=runs, serving=updates, streams=streams)
         await stack.enter_async_context(runs)
         for one in fleets.values():
             await stack.enter_async_context(one)

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
@@ -39,6 +39,9 @@ FLUSH_S = 2.0
 ACCEPT_PATIENCE_S = 10.0
 """How long an arriving parcel waits for a full disk before the device has to send it again."""
 CERTIFICATE_DEADLINE_S = 3600.0
+
+
+ServeStream = Callable[[DeviceId, Stream], Awaitable[None]]
 
 
 class Work(Protocol):
@@ -116,15 +119,27 @@ class Registry:
         self._fleet: Fleet | None = None
         self._work: Work | None = None
         self._serving: Serving | None = None
+        self._streams: Mapping[str, ServeStream] = {}
         self._presence: dict[DeviceId, Presence] = {}
         self._revoked: set[DeviceId] = set()
         self._changed: set[DeviceId] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changes = asyncio.Condition()
 
-    def attach(self, *, fleet: Fleet, work: Work, serving: Serving | None = None) -> None:
-        """Say who carries messages to devices, who gives them work, and who models."""
+    def attach(
+        self,
+        *,
+        fleet: Fleet,
+        work: Work,
+        serving: Serving | None = None,
+        streams: Mapping[str, ServeStream] | None = None,
+    ) -> None:
+        """Say who carries messages to devices, who gives them work, and who models.
+
+        `streams` are served by their kind; those of no kind here are the work's.
+        """
         self._fleet, self._work, self._serving = fleet, work, serving
+        self._streams = streams or {}
 
     async def __aenter__(self) -> Self:
         revoked = await self._store.write(_begin)
@@ -219,7 +234,7 @@ class Registry:
         if device in self._revoked or self._work is None:
             await stream.abort(RejectCode.UNEXPECTED, "nobody serves streams here now")
             return
-        await self._work.stream(device, stream)
+        await self._streams.get(stream.kind, self._work.stream)(device, stream)
 
     # What runs and operators ask.
 

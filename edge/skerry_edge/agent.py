@@ -6,6 +6,7 @@ and runs in another process (`worker`), and each wait has a reason that the hear
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -45,6 +46,7 @@ from skerry_edge.worker.pool import Workers
 
 log = logging.getLogger(__name__)
 
+QUESTION_PART = 256 * 1024
 RECHECK_S = 5.0
 """How often unmet conditions are looked at again."""
 JOURNAL_S = 1.0
@@ -178,6 +180,24 @@ class Agent:
             case _:
                 message = f"this agent takes no parcels of kind {parcel.kind!r}"
                 raise RejectedError(RejectCode.UNEXPECTED, message)
+
+    async def ask_cloud(self, model: str, inputs: bytes, wait_s: float) -> bytes:
+        """Return the answer of the cloud's bigger model to raw inputs (encoded records).
+
+        Raise SkerryError, within `wait_s` seconds, when it is not in reach or will not answer.
+        """
+        try:
+            async with (
+                asyncio.timeout(wait_s),
+                await self._route.open_stream("infer", deadline_s=wait_s) as stream,
+            ):
+                await stream.send(json.dumps({"model": model}).encode())
+                for at in range(0, len(inputs), QUESTION_PART):
+                    await stream.send(memoryview(inputs)[at : at + QUESTION_PART])
+                await stream.finish()
+                return b"".join([part async for part in stream])
+        except TimeoutError:
+            raise DeadlineError(f"the cloud did not answer within {wait_s:g} s") from None
 
     async def serve(self, stream: Stream) -> None:
         """Refuse a stream: nothing on this device serves one yet."""

@@ -19,6 +19,7 @@ from skerry_protos.errors import (
     RefusedError,
 )
 from skerry_protos.messages import BlobRef, Parcel
+from skerry_protos.seams import Stream
 
 from skerry_edge.identity import LinkAddress
 from skerry_edge.links import Link, LinkConfig, open_link
@@ -178,6 +179,12 @@ class Route:
             raise DeadlineError(
                 f"blob {ref.digest[:12]} ({ref.size} bytes) did not arrive within {deadline_s:g} s"
             ) from None
+
+    async def open_stream(self, kind: str, *, deadline_s: float) -> Stream:
+        """Open a stream over the link that is open now; raise LinkError when none is."""
+        if self._link is None or not self.connected:
+            raise LinkError("there is no connection to the coordinator")
+        return await self._link.open_stream(kind, deadline_s=deadline_s)
 
     async def _open_link(self) -> Link:
         while self._link is None:

@@ -72,7 +72,7 @@ async def _serve(config: AgentConfig, identity: Identity) -> None:
     )
     async with Inference(config, identity.device, budget) as inference:
         agent = Agent(config, identity, budget=budget, self_test=trials, service=inference)
-        inference.journal = agent.note
+        inference.journal, inference.ask_cloud = agent.note, agent.ask_cloud
         await agent.run()
 
 

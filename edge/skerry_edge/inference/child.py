@@ -16,12 +16,12 @@ from typing import Any
 
 import uvicorn
 from numpy.typing import NDArray
+from skerry_protos.channel import Channel, Said
 from skerry_protos.errors import ConfigError, LinkError, SkerryError
 from skerry_protos.records import Records, decode, encode
 from skerry_protos.tensors import Tensor
 
 from skerry_edge.energy.budget import Throttle
-from skerry_edge.inference.channel import Channel, Said
 from skerry_edge.inference.desk import Desk, Outputs
 from skerry_edge.inference.measures import JOULES
 from skerry_edge.inference.predictor import Predictor

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from skerry_protos.drift import Reference
 from skerry_protos.errors import PeerError
-from skerry_protos.manifest import Manifest, Postprocessing, Preprocessing
+from skerry_protos.manifest import Manifest
 from skerry_protos.packing import read_artefact
+from skerry_protos.processing import CLASS, PROBABILITIES, meaning, prepared
 
 from skerry_edge.inference.runtimes import Arrays, LoadedModel, ModelError, Spec, open_runtime
 
 PLATFORMS = {"onnx": "onnx_onnxruntime", "litert": "tflite_litert"}
-PROBABILITIES, CLASS, LABEL = "probabilities", "class", "label"
 DRIFT = "drift"
 """Key of the manifest's lineage that holds the reference (skerry_protos.drift)."""
 UNSURE = "unsure_below"
@@ -153,33 +153,6 @@ class Predictor:
         ]
         known = {one.name for one in self.manifest.outputs}
         return [one for one in made if one.name not in known]
-
-
-def prepared(step: Preprocessing, raw: NDArray[Any]) -> NDArray[np.float32]:
-    """Return `(raw * scale - mean) / std` as float32."""
-    values = raw.astype(np.float32)
-    if step.scale != 1.0:
-        values *= np.float32(step.scale)
-    for numbers, apply in ((step.mean, np.subtract), (step.std, np.divide)):
-        if numbers:
-            wide = [1] * values.ndim
-            if len(numbers) > 1:
-                wide[step.axis] = len(numbers)
-            apply(values, np.asarray(numbers, dtype=np.float32).reshape(wide), out=values)
-    return values
-
-
-def meaning(step: Postprocessing, scores: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Return what scores of shape (rows, ..., classes) mean."""
-    wide = scores.astype(np.float32, copy=False)
-    if step.scores == "logits":
-        wide = np.exp(wide - wide.max(axis=-1, keepdims=True))
-        wide /= wide.sum(axis=-1, keepdims=True)
-    best = wide.argmax(axis=-1)
-    found: dict[str, NDArray[Any]] = {PROBABILITIES: wide, CLASS: best}
-    if step.labels and len(step.labels) == wide.shape[-1]:
-        found[LABEL] = np.asarray(step.labels)[best]
-    return found
 
 
 def _share(value: object) -> float | None:

@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import psutil
+from skerry_protos.channel import Channel, Said
 from skerry_protos.errors import LinkError, SkerryError
 
 from skerry_edge.config import AgentConfig
 from skerry_edge.energy import Budget, Share, Throttle
-from skerry_edge.inference.channel import Channel, Said
 from skerry_edge.models.files import write_json
 from skerry_edge.models.slots import Slot
 from skerry_edge.worker.messages import Sandbox

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-from skerry_protos.errors import ConfigError
-
 from skerry_edge.config import read_config
 from skerry_edge.energy import Budget, Throttle
+from skerry_protos.errors import ConfigError
 
 DAY = 86400.0
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from skerry_edge.energy import find_meter
 from skerry_edge.energy.meters import ModelMeter, PowerMeter, RaplMeter
 

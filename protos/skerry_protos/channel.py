@@ -1,6 +1,6 @@
-"""What the agent and its inference process say to each other: JSON, with bytes behind it.
+"""What a process and its child say to each other over a socket pair: JSON, with bytes behind it.
 
-Either side may ask; an answer carries the question's number. No numpy: the agent uses it too.
+Either side may ask; an answer carries the question's number.
 """
 
 import asyncio
