@@ -283,13 +283,13 @@ def test_what_was_sent_and_what_is_kept_are_what_was_learned(name: str) -> None:
     for key in ("conv", "dense", "bias"):
         kept = feedback.residual[key].reshape(received[key].shape)
         assert np.allclose(sent[key] + kept, learned[key], atol=1e-5), key
-        assert key == "bias" or np.abs(kept).max() > 1e-3
+        assert key != "dense" or np.abs(kept).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", sorted(FEEDBACK))
 def test_a_steady_update_is_sent_whole_in_the_end(name: str) -> None:
     """Without feedback the small elements would never cross."""
-    step = (rng(8).standard_normal((30, 60)) * 0.01).astype(np.float32)
+    step = (rng(8).standard_normal((40, 60)) * 0.01).astype(np.float32)
     zero, feedback, total = np.zeros_like(step), Feedback(), np.zeros(step.shape)
     rounds = 400
     for number in range(rounds):

@@ -21,6 +21,7 @@ from skerry_protos.v1 import codecs_pb2 as pb
 
 MB = 1 << 20
 HELD = {"w": Tensor.of(np.zeros((40, 50), np.float32))}
+LARGER = {"w": Tensor.of(np.zeros((50, 60), np.float32))}
 SMALL = RecordLimits(nbytes=MB, header=1 << 16, tensors=64)
 
 
@@ -45,8 +46,9 @@ def one(how: Method, *parts: bytes, zstd: bool = False, **values: object) -> Ten
 
 
 def good(name: str) -> Tensor:
-    new = {"w": Tensor.of(np.random.default_rng(0).standard_normal((40, 50)).astype(np.float32))}
-    return encode_update(Codec(name=name), HELD, new, Feedback(), np.random.default_rng(0))[0]
+    dice = np.random.default_rng(0)
+    new = {"w": Tensor.of(dice.standard_normal((50, 60)).astype(np.float32))}
+    return encode_update(Codec(name=name), LARGER, new, Feedback(), dice)[0]
 
 
 LIES: dict[str, Callable[[], Tensor]] = {
@@ -167,11 +169,11 @@ def test_a_flipped_byte_is_refused_or_means_something_else(
     if cuts:
         del data[cut % len(data) :]
     try:
-        back = dict(decode_update(Tensor.opaque(bytes(data), "skerry.coded", "", ()), HELD))
+        back = dict(decode_update(Tensor.opaque(bytes(data), "skerry.coded", "", ()), LARGER))
     except PeerError:
         return
-    assert back["w"].shape == (40, 50)
-    assert back["w"].nbytes == HELD["w"].nbytes
+    assert back["w"].shape == (50, 60)
+    assert back["w"].nbytes == LARGER["w"].nbytes
 
 
 @given(st.binary(max_size=400))

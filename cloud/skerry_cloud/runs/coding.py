@@ -96,15 +96,19 @@ def _tensors(like: Records, coded: str, updated: Iterator[tuple[str, Tensor]]) -
 
 
 def _coded(content: Records, codec: str) -> Records:
-    """Return the content with its model coded; without a model as it is."""
+    """Return the content with its model coded; as it is where there is none, or nothing to gain."""
     from skerry_protos.codecs.updates import coded_group, encode_model, group_to_code
 
     name = group_to_code(content)
     if name is None or not content.arrays[name]:
         return content
-    coded = coded_group(encode_model(Codec(name=codec), content.arrays[name]))
+    coded = encode_model(Codec(name=codec), content.arrays[name])
+    if coded.nbytes >= sum(tensor.nbytes for tensor in content.arrays[name].values()):
+        return content  # a model of a few numbers
     return Records(
-        arrays={**content.arrays, name: coded}, metrics=content.metrics, configs=content.configs
+        arrays={**content.arrays, name: coded_group(coded)},
+        metrics=content.metrics,
+        configs=content.configs,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skerry_protos.codecs import STYPE, Codec
+from skerry_protos.codecs import FEEDBACK, STYPE, Codec
 from skerry_protos.errors import SkerryError
 from skerry_protos.records import RecordLimits, Records, encode, read, size_of, write
 from skerry_protos.tensors import Tensor
@@ -70,19 +70,18 @@ def said(job: Job, reply: Records) -> Said:
     coded, after = updates.encode_update(
         codec, asked.arrays[sent], reply.arrays[name], _kept(job), _dice(job), exact=exact
     )
+    made = Records(
+        arrays={**reply.arrays, name: updates.coded_group(coded)},
+        metrics=reply.metrics,
+        configs=reply.configs,
+    )
+    plain_bytes = size_of(encode(reply))
+    if exact and codec.name not in FEEDBACK and size_of(encode(made)) >= plain_bytes:
+        return Said(reply=reply)  # a model of a few numbers
     keeps = bool(after.residual or after.warm) and bool(job.feedback_out)
     if keeps:
         write(after.to_records(), Path(job.feedback_out))
-    return Said(
-        reply=Records(
-            arrays={**reply.arrays, name: updates.coded_group(coded)},
-            metrics=reply.metrics,
-            configs=reply.configs,
-        ),
-        codec=str(codec),
-        plain_bytes=size_of(encode(reply)),
-        feedback=keeps,
-    )
+    return Said(reply=made, codec=str(codec), plain_bytes=plain_bytes, feedback=keeps)
 
 
 def _kept(job: Job) -> "updates.Feedback":

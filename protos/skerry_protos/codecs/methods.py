@@ -30,9 +30,9 @@ from skerry_protos.codecs.floats import (
 )
 from skerry_protos.tensors import Tensor
 
-SMALL = 256
-"""topk and powersgd send vectors, and tensors of fewer elements, whole as bfloat16: running means
-of batch normalisation come to harm by parts, and all of these together weigh little."""
+SMALL = 2048
+"""topk and powersgd send vectors, and tensors of fewer elements, whole as bfloat16: they weigh
+little in a model, and first layers and running means come to harm by parts."""
 
 
 class Method(IntEnum):
