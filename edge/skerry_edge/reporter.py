@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import time
 
@@ -22,6 +23,8 @@ from skerry_edge.routes import Route
 from skerry_edge.status import Status, write_status
 
 JOURNAL_S = 1.0
+STATUS_S = 0.5
+"""The status is written so often at most, but for the last one."""
 
 
 class Reporter:
@@ -49,6 +52,8 @@ class Reporter:
         self._working = 0
         self._worked = False
         self._waiting = ""
+        self._wrote_s = -math.inf
+        self._due: asyncio.TimerHandle | None = None
 
     @property
     def state(self) -> State:
@@ -130,7 +135,23 @@ class Reporter:
                     await self._route.deliver(parcel)
 
     def changed(self, state: str = "") -> None:
-        """Write what the agent does now where `skerry-agent status` looks."""
+        """Write what the agent does now where `skerry-agent status` looks, twice a second at most.
+
+        A last `state` is written at once.
+        """
+        loop = asyncio.get_running_loop()
+        wait_s = self._wrote_s + STATUS_S - loop.time()
+        if self._due is not None:
+            if not state:
+                return
+            self._due.cancel()
+        if wait_s > 0 and not state:
+            self._due = loop.call_later(wait_s, self._write, state)
+        else:
+            self._write(state)
+
+    def _write(self, state: str) -> None:
+        self._due, self._wrote_s = None, asyncio.get_running_loop().time()
         route = self._route
         status = Status(
             pid=os.getpid(),

@@ -137,6 +137,11 @@ class BrokerConnection(aiomqtt.Client):
         self.why = ""
 
     @property
+    def secure(self) -> bool:
+        """Whether this is TLS."""
+        return self._address.tls is not None
+
+    @property
     def chunk(self) -> int:
         """The largest chunk of a blob."""
         return min(CAREFUL_CHUNK if self._announced is None else CHUNK, self.max_packet - FRAME)

@@ -29,6 +29,11 @@ class Wire(Protocol):
         """Whether packets arrive in order and once until the wire is cut."""
         ...
 
+    @property
+    def exact(self) -> bool:
+        """Whether what arrives is what was sent, bit for bit, as TLS sees to."""
+        ...
+
     async def send(self, packet: bytes) -> None:
         """Send one packet, waiting while the wire is full; raise LinkError once it is cut.
 

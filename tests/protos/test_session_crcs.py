@@ -11,8 +11,8 @@ from skerry_protos.v1 import fleet_pb2 as pb
 
 from tests.protos.sessions import Pair, paired
 
-LOSSY = Faults(drop=1e-9)
-"""A wire that may lose packets, and does not."""
+INEXACT = Faults(corrupt=1e-9)
+"""A wire that may flip bits, and does not."""
 
 
 def watched(pair: Pair, *, strip: int = 0) -> list[pb.Frame]:
@@ -31,20 +31,18 @@ def watched(pair: Pair, *, strip: int = 0) -> list[pb.Frame]:
     return frames
 
 
-@pytest.mark.parametrize("reliable", [True, False])
-async def test_only_a_wire_that_may_lose_packets_has_crcs(
-    tmp_path: Path, *, reliable: bool
-) -> None:
-    async with paired(tmp_path, Faults() if reliable else LOSSY) as pair:
+@pytest.mark.parametrize("exact", [True, False])
+async def test_only_a_wire_that_may_flip_bits_has_crcs(tmp_path: Path, *, exact: bool) -> None:
+    async with paired(tmp_path, Faults(drop=1e-9) if exact else INEXACT) as pair:
         frames = watched(pair)
         ref = pair.blobs[Side.CLOUD].put(os.urandom(300_000))
         await pair.device.fetch(ref, deadline_s=20)
     assert frames
-    assert {frame.blob_chunk.HasField("crc32") for frame in frames} == {not reliable}
+    assert {frame.blob_chunk.HasField("crc32") for frame in frames} == {not exact}
 
 
 async def test_a_chunk_that_lacks_its_crc_is_asked_for_again(tmp_path: Path) -> None:
-    async with paired(tmp_path, replace(LOSSY, chunk=16 * 1024)) as pair:
+    async with paired(tmp_path, replace(INEXACT, chunk=16 * 1024)) as pair:
         frames = watched(pair, strip=2)
         ref = pair.blobs[Side.CLOUD].put(os.urandom(100_000))
         await pair.device.fetch(ref, deadline_s=20)

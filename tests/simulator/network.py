@@ -132,6 +132,7 @@ class End:
 
     def __init__(self, weather: Weather, out: _Way, into: _Way, over: asyncio.Event) -> None:
         self.chunk, self.reliable = weather.chunk, weather.reliable
+        self.exact = weather.reliable
         self._weather, self._out, self._into, self._over = weather, out, into, over
 
     async def send(self, packet: bytes) -> None:

@@ -46,7 +46,7 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 class GrpcWire:
     """One device's call as a wire."""
 
-    reliable = True
+    reliable = exact = True
     chunk = CHUNK
     max_packet = max_received = MAX_PACKET
 

@@ -50,6 +50,7 @@ class MqttWire:
         self._over = False
         self.max_packet = connection.max_packet
         self.chunk = connection.chunk
+        self.exact = connection.secure
 
     async def send(self, packet: bytes) -> None:
         if self._over:

@@ -38,7 +38,7 @@ Call = grpc.aio.StreamStreamCall[bytes, bytes]
 class GrpcWire:
     """A call as a wire."""
 
-    reliable = True
+    reliable = exact = True
     chunk = CHUNK
     max_packet = max_received = MAX_PACKET
 

@@ -38,6 +38,7 @@ class MqttWire:
         self._over: SkerryError | None = None
         self.max_packet = self.max_received = connection.max_packet
         self.chunk = connection.chunk
+        self.exact = connection.secure
 
     async def send(self, packet: bytes) -> None:
         if self._over is not None:

@@ -68,6 +68,8 @@ class Lanes:
         self._room = 0
         self.reliable = False
         """Whether nothing is lost while there is a wire."""
+        self.exact = False
+        """Whether what arrives is what was sent."""
         self.max_packet = 0
         """The largest packet that may be sent now."""
         self.chunk = SMALLEST_CHUNK
@@ -105,7 +107,8 @@ class Lanes:
         if self.wire is not None and busy:
             self._learn()
         self.wire = None
-        self.reliable, self.max_packet = False, 0
+        self.reliable = self.exact = False
+        self.max_packet = 0
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -138,7 +141,7 @@ class Lanes:
 
     def _fit(self, wire: Wire, max_packet: int) -> None:
         """Set what fits on `wire`; the other side takes packets of `max_packet`."""
-        self.reliable = wire.reliable
+        self.reliable, self.exact = wire.reliable, wire.exact
         self.max_packet = min(wire.max_packet, max_packet)
         data = self.max_packet - OVERHEAD
         room = min(wire.chunk, data)

@@ -117,6 +117,7 @@ class MemoryEnd:
         self.max_packet = self.max_received = faults.max_packet
         self.chunk = faults.chunk
         self.reliable = faults.reliable
+        self.exact = not faults.corrupt
         self.silent = False  # what is sent is swallowed, and nothing is received
         self.sent_packets = 0
         self._outward = outward
