@@ -4,6 +4,11 @@ from pathlib import Path
 
 import numpy as np
 from skerry_protos import bundles
+from skerry_protos.codecs import Codec, coded, exact, sparse
+from skerry_protos.codecs.coded import Look
+from skerry_protos.codecs.floats import to_bfloat16
+from skerry_protos.codecs.methods import Made, Method
+from skerry_protos.codecs.updates import Feedback, encode_model, encode_update
 from skerry_protos.records import Records, to_bytes
 from skerry_protos.tensors import DType, Tensor, npy_bytes
 
@@ -34,6 +39,48 @@ def records() -> dict[str, bytes]:
     }
 
 
+HELD = {
+    "w": Tensor.of(np.arange(40, dtype=np.float32).reshape(8, 5) / 7),
+    "h": Tensor.of(np.ones((4, 4), dtype=np.float16)),
+    "n": Tensor.of(np.array(3, dtype=np.int64)),
+}
+"""What a coded update is relative to."""
+
+
+def codecs() -> dict[str, bytes]:
+    """Return an update by each method, and two models; no part is long enough for zstd."""
+    look = Look.of("w", HELD["w"])
+    change = np.linspace(-1, 1, 40, dtype=np.float32)
+    places = np.array([1, 7, 39])
+    unary, low = sparse.code_places(places, 40)
+    halves = exact.split(to_bfloat16(change))
+    made = {
+        "float32": Made(method=Method.FLOAT32, parts=exact.split(change.view(np.uint32))),
+        "topk": Made(
+            method=Method.TOPK,
+            setting=3,
+            parts=[memoryview(unary), memoryview(low), *exact.split(to_bfloat16(change[places]))],
+        ),
+        "low_rank": Made(
+            method=Method.LOW_RANK,
+            setting=1,
+            parts=[part[:size] for size in (8, 5) for part in halves],
+        ),
+    }
+    update: dict[str, bytes | Tensor] = {
+        name: coded.write([(look, one)], relative=True) for name, one in made.items()
+    }
+    new = {**HELD, "w": Tensor.of(HELD["w"].numpy() + change.reshape(8, 5))}
+    for name in ("lossless", "bf16", "int8", "int4"):
+        dice = np.random.default_rng(0)
+        update[name], _ = encode_update(Codec(name=name), HELD, new, Feedback(), dice)
+    for name in ("lossless", "int8"):
+        update[f"model_{name}"] = encode_model(Codec(name=name), HELD)
+    return {
+        name: bytes(one.data) if isinstance(one, Tensor) else one for name, one in update.items()
+    }
+
+
 def bundle() -> dict[str, bytes]:
     """Return a bundle, unsigned and signed."""
     made = bundles.pack(
@@ -48,7 +95,7 @@ def bundle() -> dict[str, bytes]:
 
 
 if __name__ == "__main__":
-    for folder, files in (("records", records()), ("bundles", bundle())):
+    for folder, files in (("records", records()), ("bundles", bundle()), ("codecs", codecs())):
         (CORPUS / folder).mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             (CORPUS / folder / name).write_bytes(data)

@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 SECONDS = 6
 
 
-@pytest.mark.parametrize("target", ["records", "bundles"])
+@pytest.mark.parametrize("target", ["records", "bundles", "codecs"])
 def test_nothing_crashes_the_decoder(target: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("atheris") is None:
         pytest.skip(
@@ -45,6 +45,7 @@ def test_the_seeds_are_what_the_code_makes() -> None:
     assert spec.loader is not None
     seeds = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(seeds)
-    for folder, files in (("records", seeds.records()), ("bundles", seeds.bundle())):
+    made = {"records": seeds.records(), "bundles": seeds.bundle(), "codecs": seeds.codecs()}
+    for folder, files in made.items():
         for name, data in files.items():
             assert (HERE / "corpus" / folder / name).read_bytes() == data, name
