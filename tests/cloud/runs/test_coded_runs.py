@@ -16,6 +16,7 @@ from skerry_edge import heartbeat
 from skerry_protos.codecs import BROADCASTS, NAMES
 from skerry_protos.errors import ConfigError
 
+from tests.cloud.runs.test_resume import begin_again, seen
 from tests.fleet import SmallFleet, small_fleet, until
 
 PLANKS = Path(__file__).parents[2] / "apps" / "planks"
@@ -174,6 +175,28 @@ async def test_feedback_stays_on_the_device_until_the_run_is_over(fleet: SmallFl
     await until(lambda: kept.read_bytes() != first)
     await fleet.runs.stop(run.id, "test")
     await until(lambda: not list(home.glob("*/feedback")))
+
+
+async def test_a_coordinator_that_begins_again_comes_to_the_same_bits(fleet: SmallFleet) -> None:
+    wanted: dict[str, Any] = {
+        "rounds": ROUNDS,
+        "min_devices": len(DEVICES),
+        "seed": 7,
+        "codec": "topk",
+        "broadcast_codec": "int8",
+        "checkpoint_s": 0.0,
+    }
+    clean = await fleet.train(PLANKS, **wanted)
+    run = await fleet.begin(PLANKS, **wanted)
+    for count in (2, 2 * len(DEVICES) + 1):  # training in the first round, and in the second
+        await seen(fleet, run, "reply", count)
+        await begin_again(fleet)
+    ended = await fleet.ended(run)
+    assert ended.state == "completed", await fleet.story(run)
+    assert len(await fleet.events(run, "resumed")) == 2
+    assert ended.model == clean.model
+    notes = [event["data"]["text"] for event in await fleet.events(run, "note")]
+    assert not any("other contents" in note for note in notes)
 
 
 async def test_codecs_of_a_run_are_checked_when_it_begins() -> None:
