@@ -222,6 +222,9 @@ class Updates:
         if await self._store.write(
             lambda c: kept.keep_report(c, report), patience_s=ACCEPT_PATIENCE_S
         ):
+            if report.phase == Phase.VERIFYING:  # it lost what it had, and asks to be told anew
+                self._words.pop(device, None)
+                self.tell([device])
             self.on_report(report)
 
 

@@ -131,7 +131,8 @@ class Updates:
         """Ask anew for models whose slots are gone: a disk was wiped under us."""
         for path in (self.trust / "reports").glob("*.json"):
             last = self.reports.newest(path.stem)
-            if last is None or not last["serving"] or path.stem in self._watches:
+            watch = self._watches.get(path.stem)
+            if last is None or not last["serving"] or (watch and watch.slots.live):
                 continue
             release = Release(
                 model=path.stem,
