@@ -26,7 +26,7 @@ $(STAMP): $(PROJECTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    -e protos -e 'edge[grpc,mqtt,flower]' -e 'cloud[flower,postgres,objects,litert]' \
+	    -e protos -e 'edge[grpc,mqtt,flower,onnx]' -e 'cloud[flower,postgres,objects,litert]' \
 	    -e 'devices[examples]' --group dev
 	@touch $@
 

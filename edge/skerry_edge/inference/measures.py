@@ -114,7 +114,9 @@ class Measures:
 
     def _look(self, request: Request, outputs: Mapping[str, NDArray[Any]]) -> None:
         assert self._window is not None and self._predictor.reference is not None
-        self._window.add(request.inputs, outputs.get(self._predictor.scores))
+        # The reference was taken of the model's own inputs, after preprocessing.
+        inputs = self._predictor.prepare(request.inputs)
+        self._window.add(inputs, outputs.get(self._predictor.scores))
         if self._window.rows >= WINDOW_ROWS:
             self._drift = compare(self._predictor.reference, self._window)
             self._window = Window(self._predictor.reference)

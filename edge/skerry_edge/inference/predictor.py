@@ -93,13 +93,7 @@ class Predictor:
             joined: Arrays = requests[0]
         else:
             joined = {name: np.concatenate([one[name] for one in requests]) for name in requests[0]}
-        inputs = {name: self._prepared(name, values) for name, values in joined.items()}
-        began = time.perf_counter()
-        outputs = self._run(inputs, sum(rows))
-        self.last_s = time.perf_counter() - began
-        for name, values in outputs.items():
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise ModelError(f"the model answered with numbers that are not finite ({name!r})")
+        outputs = self.answer(self.prepare(joined))
         outputs |= self._meaning(outputs)
         if len(requests) == 1:
             return [outputs]
@@ -107,13 +101,30 @@ class Predictor:
         parts = {name: np.split(values, cuts) for name, values in outputs.items()}
         return [{name: parts[name][at] for name in parts} for at in range(len(requests))]
 
+    def prepare(self, raw: Arrays) -> dict[str, NDArray[Any]]:
+        """Return raw values as the model takes them."""
+        return {name: self._prepared(name, values) for name, values in raw.items()}
+
+    def answer(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Answer the model's own inputs (rows, ...), as they are after preprocessing.
+
+        Raise ModelError when the runtime fails, or the model answers with NaN or infinity.
+        """
+        began = time.perf_counter()
+        outputs = self._run(inputs, len(next(iter(inputs.values()))))
+        self.last_s = time.perf_counter() - began
+        for name, values in outputs.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise ModelError(f"the model answered with numbers that are not finite ({name!r})")
+        return outputs
+
     def warm(self) -> None:
         """Run it a few times on zeros: runtimes lay out their memory at the first run."""
         zeros = {
             one.name: np.zeros([1 if size is None else size for size in one.shape], one.dtype)
             for one in self.inputs
         }
-        inputs = {name: self._prepared(name, values) for name, values in zeros.items()}
+        inputs = self.prepare(zeros)
         for _ in range(WARM_RUNS):
             self._run(inputs, 1)
 

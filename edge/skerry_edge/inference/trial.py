@@ -37,13 +37,13 @@ def try_artefact(folder: Path, *, threads: int = 1) -> dict[str, float]:
             arrays: dict[str, NDArray[Any]] = {name: kept[name] for name in kept.files}
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"the golden set cannot be read: {error}") from error
-    inputs = {one.name: arrays.get(f"input.{one.name}") for one in predictor.inputs}
+    inputs = {one.name: arrays.get(f"input.{one.name}") for one in predictor.manifest.inputs}
     first = predictor.manifest.outputs[0].name
     expected = arrays.get(f"output.{first}")
     if expected is None or any(values is None for values in inputs.values()):
         raise ModelError("the golden set lacks an input or an output of the model")
     given = {name: values for name, values in inputs.items() if values is not None}
-    outputs = predictor.predict([given])[0][first]
+    outputs = predictor.answer(given)[first]
     if outputs.shape != expected.shape:
         raise ModelError(f"the golden set has outputs {expected.shape}; it gave {outputs.shape}")
     if golden.compare == "argmax":
@@ -62,7 +62,7 @@ def try_artefact(folder: Path, *, threads: int = 1) -> dict[str, float]:
     one = {name: values[:1] for name, values in given.items()}
     times = []
     for _ in range(LATENCY_RUNS):
-        predictor.predict([one])
+        predictor.answer(one)
         times.append(predictor.last_s)
     found["latency_p95_s"] = float(np.quantile(times, 0.95))
     found["memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -1,0 +1,187 @@
+"""LiteRT: convert by litert-torch, quantize the float file by ai-edge-quantizer, and slim it.
+
+The converter takes a fixed number of examples only: one. Inputs and outputs stay float, so that a
+device hands a model the same numbers whatever its weights are.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import torch
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_quantizer import quantizer, recipe
+from torch import nn
+
+from skerry_cloud.models.export import ExportError
+from skerry_cloud.models.export.program import Traced, lacking
+from skerry_cloud.models.export.runners import LiteRtFile
+from skerry_cloud.models.export.source import Arrays
+
+PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED", "BATCH_MATMUL")
+SHARED_UP_TO = 64 * 1024
+"""Longer vectors are the weights: those are aligned, and no two are the same."""
+Recipe = list[dict[str, Any]]
+_FLOAT = "no_quantize"
+
+
+def export(model: nn.Module, traced: Traced, example: Sequence[torch.Tensor], path: Path) -> None:
+    """Write the float model; raise ExportError naming an operation that LiteRT lacks."""
+    import litert_torch
+
+    with _quiet():
+        try:
+            made = litert_torch.convert(
+                _Named(model, traced.outputs).eval(),
+                sample_kwargs={
+                    name: each[:1] for name, each in zip(traced.inputs, example, strict=True)
+                },
+            )
+            made.export(str(path))
+        except Exception as error:
+            raise lacking("LiteRT", error, traced.program) from error
+
+
+def static(
+    source: Path, target: Path, names: Sequence[str], data: Arrays, *, products: bool = False
+) -> None:
+    """Quantize weights and activations; `products`: only convolutions and matrix products."""
+    wanted = recipe.static_wi8_ai8()
+    if products:
+        wanted = [{**wanted[0], "operation": op} for op in PRODUCTS]
+    wanted += [_kept_float("INPUT"), _kept_float("OUTPUT")]
+    with _quiet():
+        worker = quantizer.Quantizer(str(source), wanted)
+        key = LiteRtFile(source).key
+        rows = [
+            {name: each[row : row + 1] for name, each in zip(names, data, strict=True)}
+            for row in range(len(data[0]))
+        ]
+        _write(worker, target, worker.calibrate({key: rows}))
+
+
+def dynamic(source: Path, target: Path) -> None:
+    """Quantize weights to int8; activations as they come."""
+    _by(source, target, recipe.dynamic_wi8_afp32())
+
+
+def weights(source: Path, target: Path) -> None:
+    """Keep weights as int8; everything is computed in float."""
+    _by(source, target, recipe.weight_only_wi8_afp32())
+
+
+def int4(source: Path, target: Path) -> None:
+    """Quantize weights to 4 bits, where the runtime has it, activations as they come."""
+    _by(source, target, recipe.dynamic_wi4_afp32())
+
+
+def half(source: Path, target: Path) -> None:
+    """Keep weights as float16; everything is computed in float32."""
+    config = {
+        "weight_tensor_config": {
+            "num_bits": 16,
+            "symmetric": True,
+            "granularity": "TENSORWISE",
+            "dtype": "FLOAT",
+        },
+        "compute_precision": "FLOAT",
+        "explicit_dequantize": True,
+        "skip_checks": False,
+        "min_weight_elements": 0,
+    }
+    _by(
+        source,
+        target,
+        [
+            {"regex": ".*", "operation": op, "algorithm_key": "float_casting", "op_config": config}
+            for op in ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED")
+        ],
+    )
+
+
+def slim(source: Path, target: Path) -> None:
+    """Write a model without what only people read, equal parts once: most are zero points.
+
+    The names of inputs and outputs are in the signature and stay.
+    """
+    data = source.read_bytes()
+    model = schema.ModelT.InitFromPackedBuf(bytearray(data), 0)
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            tensor.name = b""
+    model.description = None
+    builder = _SharingBuilder(len(data))
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    made = bytes(builder.Output())
+    target.write_bytes(made if len(made) < len(data) else data)
+
+
+class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]  # no stubs
+    """Writes equal small vectors once; their readers hold offsets and cannot tell."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._written: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: Any) -> int:  # noqa: N802 - the library's name
+        if x.nbytes > SHARED_UP_TO:
+            return int(super().CreateNumpyVector(x))
+        key = (x.dtype.str, x.tobytes())
+        if key not in self._written:
+            self._written[key] = int(super().CreateNumpyVector(x))
+        return self._written[key]
+
+
+def _by(source: Path, target: Path, wanted: Recipe) -> None:
+    with _quiet():
+        _write(quantizer.Quantizer(str(source), wanted), target, None)
+
+
+def _write(worker: Any, target: Path, ranges: Any) -> None:
+    made = worker.quantize(ranges)
+    if made.quantized_model is None:
+        raise ExportError("LiteRT's quantizer made no model")
+    target.write_bytes(made.quantized_model)
+
+
+def _kept_float(operation: str) -> dict[str, Any]:
+    return {"regex": ".*", "operation": operation, "algorithm_key": _FLOAT, "op_config": {}}
+
+
+class _Named(nn.Module):
+    """The model with its outputs by name, which become the signature's."""
+
+    def __init__(self, model: nn.Module, outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self._outputs = outputs
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what the model returns."""
+        found = self.model(*inputs.values())
+        several = found if isinstance(found, tuple | list) else (found,)
+        return dict(zip(self._outputs, several, strict=True))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the converter and its native code print out of the way."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
