@@ -122,6 +122,7 @@ def close(value: Any) -> Any:
 
 
 @pytest.mark.network
+@pytest.mark.xdist_group("the matrix and what it is compared with")
 @pytest.mark.timeout(300)
 async def test_flower_over_a_fleet(fleet: SmallFleet, reference: dict[str, Any]) -> None:
     cases = [*reference, "FedXgbBagging", "FedXgbCyclic", "query"]

@@ -15,7 +15,11 @@ import pytest
 import torch
 from skerry_devices.waiting import until
 
-pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.timeout(300),
+    pytest.mark.xdist_group("who takes the usual ports"),
+]
 
 COMMAND = [sys.executable, "-m", "skerry_devices"]
 

@@ -80,6 +80,7 @@ def call(code: str, folder: str) -> list[float]:
     return [float(word) for word in said.stdout.split()]
 
 
+@pytest.mark.slow  # the demo trains it in every run of the tests
 def test_digits_learns_from_shares_that_are_uneven_and_complete() -> None:
     uneven, accuracy = call(DIGITS, "digits")
     assert uneven > 0.1  # even shares: about 0
@@ -87,6 +88,7 @@ def test_digits_learns_from_shares_that_are_uneven_and_complete() -> None:
 
 
 @needs_data
+@pytest.mark.slow
 def test_each_device_has_one_speaker_and_the_official_test_takes() -> None:
     examples, accuracy = call(SPEECH, "spoken-digits")
     assert examples == 450
