@@ -167,7 +167,10 @@ def _held_out(app: ModuleType, file: str) -> Labelled:
         labels = arrays.pop("labels", None)
         return Labelled(inputs=arrays_of(tuple(arrays.values()), file), labels=labels)
     for name in ("held_out", "server_data"):
-        if found := _labelled(f"{name}()", _call(app, name)):
+        found = _labelled(f"{name}()", _call(app, name))
+        if found is not None:
+            if not len(found):
+                raise DataError(f"the held-out set is empty ({name}() returned no example)")
             return found
     raise DataError(
         "there is no held-out data to judge the exported model by",
