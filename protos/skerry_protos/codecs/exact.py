@@ -15,6 +15,8 @@ from skerry_protos.tensors import DType
 
 Words = NDArray[np.unsignedinteger]
 
+BLOCK = 1 << 18
+"""Values worked on together: they stay in the processor's cache, and few are held twice."""
 _WORD = {1: "|u1", 2: "<u2", 4: "<u4", 8: "<u8"}
 _COMPLEX = {DType.COMPLEX64: 4, DType.COMPLEX128: 8}
 
@@ -50,10 +52,19 @@ def difference(new: Words, old: Words) -> Words:
     """Return new - old, with the sign in the lowest bit, so that small means zeros above."""
     bits = 8 * new.dtype.itemsize
     signed = (new - old).view(f"<i{new.dtype.itemsize}" if bits > 8 else "|i1")
-    return ((signed << 1) ^ (signed >> (bits - 1))).view(new.dtype)
+    sign = signed >> (bits - 1)
+    signed <<= 1
+    signed ^= sign
+    return signed.view(new.dtype)
 
 
 def undo(coded: Words, old: Words) -> Words:
-    """Return the values whose `difference` from `old` this is."""
+    """Return the values whose `difference` from `old` this is; in the memory of `coded`."""
     one = coded.dtype.type(1)
-    return old + ((coded >> one) ^ (~(coded & one) + one))
+    for begin in range(0, coded.size, BLOCK):
+        part = coded[begin : begin + BLOCK]
+        sign = part & one
+        part >>= one
+        part ^= np.negative(sign, out=sign)
+        part += old[begin : begin + BLOCK]
+    return coded

@@ -35,10 +35,16 @@ def update(trained: Tensor, received: Tensor | None) -> Floats:
 def apply(change: Floats, held: Tensor | None, *, dtype: DType, shape: tuple[int, ...]) -> Tensor:
     """Return held + change (change itself without it) as a tensor of this type and shape."""
     with np.errstate(all="ignore"):
-        new = change if held is None else values(held) + change
+        new = change if held is None else _sum(values(held), change)
         if dtype is DType.BFLOAT16:
             return Tensor.of_bits(dtype, to_bfloat16(new).reshape(shape))
         return Tensor.of(new.astype(dtype.numpy_code, copy=False).reshape(shape))
+
+
+def _sum(base: NDArray[Any], change: Floats) -> NDArray[Any]:
+    """Return base + change, in the memory of `change` where that is wide enough."""
+    made: NDArray[Any] = np.add(base, change, out=change if base.dtype == change.dtype else None)
+    return made
 
 
 def require_range(change: Floats, *, name: str) -> float:
@@ -54,7 +60,12 @@ def require_range(change: Floats, *, name: str) -> float:
 def to_bfloat16(change: NDArray[Any]) -> NDArray[np.uint16]:
     """Return bfloat16 bits, rounded to the nearest, ties to even (as hardware does)."""
     bits = change.astype(np.float32, copy=False).view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    made = bits >> 16
+    made &= 1
+    made += 0x7FFF
+    made += bits
+    made >>= 16
+    return made.astype(np.uint16)
 
 
 def to_bfloat16_above(change: Floats) -> NDArray[np.uint16]:
@@ -64,4 +75,6 @@ def to_bfloat16_above(change: Floats) -> NDArray[np.uint16]:
 
 def from_bfloat16(bits: NDArray[np.unsignedinteger]) -> Floats:
     """Return float32 of bfloat16 bits."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    made = bits.astype(np.uint32)
+    made <<= 16
+    return made.view(np.float32)

@@ -5,10 +5,13 @@ For a block x with scale s = max|x| / L (L = 127 or 7), q = floor(x / s + u) wit
 rounds so; scales by channel and block keep s small where rows are of unlike magnitude.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from skerry_protos.codecs import CodedError
+from skerry_protos.codecs.exact import BLOCK
 from skerry_protos.codecs.floats import Floats, from_bfloat16, to_bfloat16_above
 
 LEVELS = {8: 127, 4: 7}
@@ -49,22 +52,25 @@ def quantize(
     With `rng` rounding is stochastic and unbiased, without to the nearest.
     """
     most = LEVELS[bits]
-    if not change.size:
-        return np.empty(0, np.uint16), np.empty(0, np.int8)
-    peaks = np.maximum.reduceat(np.abs(change), begins)
-    # Rounded up twice: no element then passes the last level, which would be cut and so biased.
-    fine = np.nextafter(peaks / np.float32(most), np.float32(np.inf), dtype=np.float32)
-    scales = to_bfloat16_above(np.where(peaks > 0, fine, np.float32(0)).astype(np.float32))
-    step = _spread(from_bfloat16(scales), begins, change.size)
-    np.copyto(step, 1, where=step == 0)
-    level = change / step
-    if rng is None:
-        np.rint(level, out=level)
-    else:
-        level += rng.random(change.size, dtype=np.float32)
-        np.floor(level, out=level)
-    np.clip(level, -most, most, out=level)
-    return scales, level.astype(np.int8)
+    scales = np.empty(begins.size, np.uint16)
+    levels = np.empty(change.size, np.int8)
+    for first, last, begin, end in _spans(begins, change.size):
+        part, own = change[begin:end], begins[first:last] - begin
+        peaks = np.maximum.reduceat(np.abs(part), own)
+        # Rounded up twice: no element then passes the last level, which would be cut and so biased.
+        fine = np.nextafter(peaks / np.float32(most), np.float32(np.inf), dtype=np.float32)
+        scale = to_bfloat16_above(np.where(peaks > 0, fine, np.float32(0)).astype(np.float32))
+        step = _spread(from_bfloat16(scale), own, part.size)
+        np.copyto(step, 1, where=step == 0)
+        level = part / step
+        if rng is None:
+            np.rint(level, out=level)
+        else:
+            level += rng.random(part.size, dtype=np.float32)
+            np.floor(level, out=level)
+        levels[begin:end] = np.clip(level, -most, most, out=level)
+        scales[first:last] = scale
+    return scales, levels
 
 
 def dequantize(
@@ -76,10 +82,19 @@ def dequantize(
     steps = from_bfloat16(scales)
     if not np.isfinite(steps).all():
         raise CodedError("a tensor came with a scale that is not finite")
-    made = levels.astype(np.float32)
-    if made.size:
-        made *= _spread(steps, begins, made.size)
+    made = np.empty(levels.size, np.float32)
+    for first, last, begin, end in _spans(begins, levels.size):
+        step = _spread(steps[first:last], begins[first:last] - begin, end - begin)
+        np.multiply(levels[begin:end], step, out=made[begin:end])
     return made
+
+
+def _spans(begins: NDArray[np.intp], size: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield runs of blocks, first to before last, and the elements that they hold."""
+    many = max(1, BLOCK * begins.size // max(1, size))
+    for first in range(0, begins.size, many):
+        last = min(first + many, begins.size)
+        yield first, last, int(begins[first]), int(begins[last]) if last < begins.size else size
 
 
 def _spread(scales: Floats, begins: NDArray[np.intp], size: int) -> Floats:
