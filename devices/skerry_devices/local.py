@@ -201,6 +201,8 @@ def settle(home: Path, plan: DevicePlan) -> None:
     tables["agent"] = {**tables.get("agent", {}), "name": plan.name, "link": plan.link}
     tables["node"] = {**tables.get("node", {}), **plan.node}
     tables["labels"] = {**tables.get("labels", {}), **plan.labels}
+    # several on one machine cannot all have the default port
+    tables["inference"] = {"port": 0, **tables.get("inference", {})}
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     file.write_text(tomli_w.dumps(tables))
 

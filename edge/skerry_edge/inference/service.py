@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 
 import psutil
 from skerry_protos.channel import Channel, Said
-from skerry_protos.errors import LinkError, SkerryError
+from skerry_protos.errors import ConfigError, LinkError, SkerryError
 
 from skerry_edge.config import AgentConfig
 from skerry_edge.energy import Budget, Share, Throttle
@@ -129,7 +129,8 @@ class Inference:
             async with asyncio.timeout(START_S):
                 await self._ready.wait()
         except TimeoutError:
-            raise SkerryError(self.why or f"inference did not start within {START_S:g} s") from None
+            # Nothing is served at all: no fault of the release that was to be served.
+            raise ConfigError(self.why or f"inference did not start within {START_S:g} s") from None
 
     async def _keep(self) -> None:
         """Keep a process running from the first model on."""

@@ -227,10 +227,13 @@ class Slots:
             self._note(trial="", before="", starts=0, good=good, bad=bad)
             self._step("confirmed")
 
-    def revert(self, why: str) -> Slot | None:
-        """Let the release before serve again; the live one is bad. Return what serves now."""
+    def revert(self, why: str, *, bad: bool = True) -> Slot | None:
+        """Let the release before serve again; return what serves now.
+
+        A live release that is `bad` is remembered as such.
+        """
         live = self.live
-        if live is not None:
+        if live is not None and bad:
             with contextlib.suppress(SkerryError):  # a full disk must not keep it serving
                 self.condemn(live.release.digest, why)
             self._step("condemned")

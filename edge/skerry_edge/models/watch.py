@@ -103,7 +103,10 @@ class Watch:
         except SkerryError as error:
             log.error("release %s cannot be served: %s", slot and slot.release.target, error)
             if slot is not None and self.slots.live == slot:
-                await self._take_back(slot, f"it cannot be served: {error.message}", swap=False)
+                why = f"it cannot be served: {error.message}"
+                # A setting that an operator has to edit is not the release's fault.
+                bad = not isinstance(error, ConfigError)
+                await self._take_back(slot, why, swap=False, bad=bad)
             return False
         return True
 
@@ -158,21 +161,22 @@ class Watch:
 
     async def _take_back(
         self,
-        bad: Slot,
+        slot: Slot,
         why: str,
         readings: Mapping[str, float] | None = None,
         *,
         swap: bool = True,
+        bad: bool = True,
     ) -> None:
         """Let the last good release serve again."""
-        log.warning("release %s is taken back: %s", bad.release.target, why)
-        now = self.slots.revert(why)
+        log.warning("release %s is taken back: %s", slot.release.target, why)
+        now = self.slots.revert(why, bad=bad)
         if self._service is not None and swap:
             try:
                 await self._service.swap(self.model, now)
             except SkerryError as error:
                 why = f"{why}; and the one before cannot be served: {error.message}"
-        self._say(Phase.ROLLED_BACK, bad.release, why=why, readings=readings)
+        self._say(Phase.ROLLED_BACK, slot.release, why=why, readings=readings)
 
     def _say(
         self,

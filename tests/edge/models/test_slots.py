@@ -182,3 +182,14 @@ def test_a_torn_ledger_is_an_empty_one(slots: Slots, tmp_path: Path) -> None:
     again = opened(tmp_path)
     assert again.recover() is None
     assert serves(again) == b"v1"
+
+
+def test_a_release_that_could_not_be_served_here_may_come_again(
+    slots: Slots, tmp_path: Path
+) -> None:
+    put(slots, tmp_path, b"v2", 2)
+    slots.revert("the port is taken", bad=False)
+    assert serves(slots) == b"v1"
+    assert slots.why_bad(release(b"v2", 2).digest) is None
+    put(slots, tmp_path, b"v2", 2)
+    assert serves(slots) == b"v2"
