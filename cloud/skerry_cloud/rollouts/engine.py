@@ -17,16 +17,16 @@ from skerry_protos.messages import DeviceId, new_id
 
 from skerry_cloud.models.registry import Models
 from skerry_cloud.models.updates import Updates
-from skerry_cloud.rollouts import taking
+from skerry_cloud.rollouts import asking, taking
 from skerry_cloud.rollouts.choosing import choose
 from skerry_cloud.rollouts.judging import Member, Move, Verdict, judge
 from skerry_cloud.rollouts.lifecycle import OPEN, DeviceState, RolloutEvent, RolloutState
 from skerry_cloud.rollouts.plan import Plan, draw
-from skerry_cloud.selectors import Selector, parse
+from skerry_cloud.selectors import Selector
 from skerry_cloud.store import Store
 from skerry_cloud.store import rollouts as kept
 from skerry_cloud.store.devices import Device
-from skerry_cloud.store.models import Report, Version
+from skerry_cloud.store.models import Report
 from skerry_cloud.store.rollouts import Rollout, RolloutDevice
 
 log = logging.getLogger(__name__)
@@ -88,12 +88,14 @@ class Rollouts:
         """
         wished = Plan.parse(plan)
         version = await self.models.find(model)
-        self._require_fit(version, channel, wished)
-        devices = await self._devices(wished)
+        asking.require_fit(self.models, version, channel, wished)
+        devices = asking.meant(await self._roster.devices(), wished)
         async with self._turn:
             identity = new_id("rollout-")
             waves = draw(identity, wished, {each.id: each.labels for each in devices})
-            behind = await self._behind(version.model, frozenset(waves), queue)
+            behind = await self.store.read(
+                lambda c: asking.behind(c, version.model, frozenset(waves), queue=queue)
+            )
             rollout = Rollout(
                 id=identity,
                 model=version.model,
@@ -116,60 +118,6 @@ class Rollouts:
             await self.store.write(lambda c: kept.create(c, rollout, members))
         self._begin_conducting(identity)
         return rollout
-
-    def _require_fit(self, version: Version, channel: str, plan: Plan) -> None:
-        name = f"{version.model}@{version.version}"
-        if version.retired_at is not None:
-            raise RejectedError("model-retired", f"{name} was retired: {version.retired_why}")
-        if version.quarantined_at is not None and not plan.force:
-            error = RejectedError(
-                "model-quarantined", f"{name} was bad on devices: {version.quarantined_why}"
-            )
-            error.hint = "mend it and import a new version, or say --force"
-            raise error
-        if not self.models.signed_in(version, channel):
-            raise ConfigError(
-                f"no artefact of {name} is signed in the channel {channel!r}",
-                hint=f"skerry models sign {name} --channel {channel}",
-            )
-
-    async def _devices(self, plan: Plan) -> list[Device]:
-        selector = parse(plan.selector)
-        every = [one for one in await self._roster.devices() if one.revoked_at is None]
-        found = [one for one in every if selector.matches(one.labels)]
-        if not every:
-            raise ConfigError("no device is enrolled", hint="invite one: skerry devices invite")
-        if not found:
-            raise ConfigError(
-                f"no device matches {plan.selector!r}",
-                hint=selector.hint(one.labels for one in every),
-            )
-        return found
-
-    async def _behind(self, model: str, devices: frozenset[DeviceId], queue: bool) -> str:
-        """Return which open rollout this one waits for; raise RejectedError when it must not."""
-
-        def look(connection: sa.Connection) -> list[tuple[Rollout, int]]:
-            found = []
-            for other in kept.open_ones(connection, model):
-                theirs = {each.device for each in kept.members(connection, other.id)}
-                if shared := len(theirs & devices):
-                    found.append((other, shared))
-            return found
-
-        overlapping = await self.store.read(look)
-        if not overlapping:
-            return ""
-        other, shared = overlapping[-1]
-        if queue:
-            return other.id
-        error = RejectedError(
-            "rollout-overlap",
-            f"rollout {other.id} ({model}@{other.version}, {other.state.value}) has {shared} of "
-            "these devices",
-        )
-        error.hint = "wait for it, abort it, or say --queue to begin when it has ended"
-        raise error
 
     async def pause(self, rollout: str, by: str) -> Rollout:
         """Let nobody new take the version until `resume`."""
