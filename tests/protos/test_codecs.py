@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from skerry_protos import codecs
 from skerry_protos.codecs import (
     BROADCASTS,
     FEEDBACK,
@@ -17,6 +18,7 @@ from skerry_protos.codecs import (
     Codec,
     CodecError,
     installed,
+    packing,
     parse_broadcast,
     quantized,
     sparse,
@@ -428,6 +430,27 @@ def test_only_some_codecs_suit_a_broadcast() -> None:
 
 def test_all_codecs_are_installed_here() -> None:
     assert installed() == CODERS
+
+
+@pytest.mark.parametrize("name", LOSING)
+def test_a_device_without_zstandard_sends_parts_as_they_are(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received = model()
+    trained = trained_from(received, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "zstandard", None)
+        coded, _ = encode_update(
+            Codec(name=name), tensors(received), tensors(trained), Feedback(), rng(1)
+        )
+    back = dict(decode_update(coded, tensors(received)))
+    same = there_and_back(name, received, trained)
+    assert all(back[key].data == one.data for key, one in same.items())
+
+
+def test_without_zstandard_lossless_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codecs, "find_spec", lambda name: None if name == "zstandard" else name)
+    assert installed.__wrapped__() == LOSING
 
 
 def test_names_and_options_need_no_numpy() -> None:
