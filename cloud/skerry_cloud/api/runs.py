@@ -128,16 +128,47 @@ class MetricPage(BaseModel):
     items: list[dict[str, Any]]
 
 
+async def _named(runs: Runs, run: str) -> Run:
+    try:
+        return await runs.get(run)
+    except NotFoundError as error:
+        raise _not_found(error) from error
+
+
+def _add_orders(routes: APIRouter, runs: Runs) -> None:
+    """Add the routes that tell a run under way what to do."""
+
+    @routes.post("/runs/{run}/stop", dependencies=[needs(Role.OPERATOR)])
+    async def stop(run: Named, caller: Caller, request: Request) -> RunView:
+        """End a run; devices are told to stop working for it."""
+        found = await _named(runs, run)
+        note(request, run=found.id)
+        return _view(runs, await runs.stop(found.id, caller.name))
+
+    @routes.post("/runs/{run}/pause", dependencies=[needs(Role.OPERATOR)])
+    async def pause(run: Named, caller: Caller, request: Request) -> RunView:
+        """Let a run rest: devices get nothing new, and what they answer is kept."""
+        found = await _named(runs, run)
+        note(request, run=found.id)
+        return _view(runs, await runs.pause(found.id, caller.name))
+
+    @routes.post("/runs/{run}/resume", dependencies=[needs(Role.OPERATOR)])
+    async def resume(run: Named, caller: Caller, request: Request) -> RunView:
+        """Let a paused run go on where it was."""
+        found = await _named(runs, run)
+        note(request, run=found.id)
+        return _view(runs, await runs.resume(found.id, caller.name))
+
+
 def router(runs: Runs) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(prefix="/v1", tags=["runs"])
     store = runs.store
 
     async def named(run: str) -> Run:
-        try:
-            return await runs.get(run)
-        except NotFoundError as error:
-            raise _not_found(error) from error
+        return await _named(runs, run)
+
+    _add_orders(routes, runs)
 
     @routes.post("/apps", dependencies=[needs(Role.OPERATOR)], status_code=201)
     async def add_app(request: Request) -> AppView:
@@ -198,27 +229,6 @@ def router(runs: Runs) -> APIRouter:
         """Return every metric of a run."""
         found = await named(run)
         return MetricPage(items=await store.read(lambda c: kept.metric_table(c, found.id)))
-
-    @routes.post("/runs/{run}/stop", dependencies=[needs(Role.OPERATOR)])
-    async def stop(run: Named, caller: Caller, request: Request) -> RunView:
-        """End a run; devices are told to stop working for it."""
-        found = await named(run)
-        note(request, run=found.id)
-        return _view(runs, await runs.stop(found.id, caller.name))
-
-    @routes.post("/runs/{run}/pause", dependencies=[needs(Role.OPERATOR)])
-    async def pause(run: Named, caller: Caller, request: Request) -> RunView:
-        """Let a run rest: devices get nothing new, and what they answer is kept."""
-        found = await named(run)
-        note(request, run=found.id)
-        return _view(runs, await runs.pause(found.id, caller.name))
-
-    @routes.post("/runs/{run}/resume", dependencies=[needs(Role.OPERATOR)])
-    async def resume(run: Named, caller: Caller, request: Request) -> RunView:
-        """Let a paused run go on where it was."""
-        found = await named(run)
-        note(request, run=found.id)
-        return _view(runs, await runs.resume(found.id, caller.name))
 
     @routes.get("/runs/{run}/model", dependencies=[needs(Role.VIEWER)])
     async def model(run: Named) -> FileResponse:

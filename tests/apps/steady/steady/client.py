@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -41,7 +42,7 @@ def note(context, number, what):
         return
     line = json.dumps({"round": number, "what": what, "at": time.time()}) + "\n"
     name = f"device-{int(context.node_config['partition-id']) + 1}"
-    path = os.path.join(context.run_config["report"], name)
+    path = Path(context.run_config["report"]) / name
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         os.write(file, line.encode())

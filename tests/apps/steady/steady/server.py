@@ -1,4 +1,4 @@
-"""Server sides that a restart may hurt: state in the strategy, in closures, in loops of their own."""
+"""Server sides that a restart may hurt: state in strategies, closures and loops."""
 
 import hashlib
 import json
