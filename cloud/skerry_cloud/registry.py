@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import sqlalchemy as sa
+from skerry_protos import steady
 from skerry_protos.errors import (
     RefusalCode,
     RefusedError,
@@ -342,7 +343,7 @@ class Registry:
         answer = Parcel(
             id=ParcelId(new_id("cert-")),
             kind=ParcelKind.CERTIFICATE,
-            deadline_unix_s=time.time() + CERTIFICATE_DEADLINE_S,
+            deadline_unix_s=steady.unix_s() + CERTIFICATE_DEADLINE_S,
             body=issued.pem.encode(),
         )
         self._spawn(self._send_certificate(device, answer), f"certificate-{device}")

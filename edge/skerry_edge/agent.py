@@ -68,7 +68,8 @@ class Agent:
         verify: Verify = in_child,
     ) -> None:
         self._config, self._device, self._shared = config, identity.device, workers
-        self._clock, self._journal = Clock(), Journal()
+        self._clock = Clock()
+        self._journal = Journal(self._clock)
         self._budget = budget or open_budget(config.home, config.energy)
         self._renewal = Renewal(identity, self._clock)
         self._ledger = Ledger(config.home, states_limit=config.limits.states_mb * 2**20)
@@ -114,6 +115,7 @@ class Agent:
             root_sha256=config.models.root_sha256,
             profile=config.agent.profile,
             verify=verify,
+            now=self._clock.deadlines,
         )
         self._queue: asyncio.Queue[tuple[Task, float]] = asyncio.Queue()
         self._working: dict[ParcelId, asyncio.Task[Parcel]] = {}
@@ -206,7 +208,7 @@ class Agent:
     async def _take(self, parcel: Parcel) -> None:
         """Note a task on the disk; one that is known is not worked on again."""
         task = read_task(parcel)
-        if parcel.expired(self._clock.now()):
+        if parcel.expired(self._clock.deadlines()):
             raise RejectedError(RejectCode.EXPIRED, f"task {parcel.id} came after its deadline")
         if len(self._ledger.inbox) >= HELD_LIMIT:
             raise SkerryError(f"the device holds {HELD_LIMIT} tasks already")
@@ -244,7 +246,7 @@ class Agent:
     async def _allowed(self, task: Task) -> bool:
         """Wait until the conditions hold; return whether the task is still wanted then."""
         while task.parcel.id in self._ledger.inbox:
-            if task.parcel.expired(self._clock.now()):
+            if self._clock.known.is_set() and task.parcel.expired(self._clock.deadlines()):
                 await self._drop(task, "its deadline passed while it waited")
                 return False
             conditions, look = self._config.conditions, self._reporter.look()
@@ -331,6 +333,7 @@ class Agent:
 
     async def _deliver(self, reply: Parcel) -> None:
         """Deliver a reply until the cloud has it, or will never take it; then forget it."""
+        await self._clock.known.wait()  # a reply from a former life may seem to be years late
         try:
             await self._route.deliver(reply)
         except (RejectedError, DeadlineError) as error:
@@ -354,13 +357,14 @@ class Agent:
             receiver=self,
             on_state=self._route.state,
             on_welcome=self._welcome if secure else self._reporter.welcome,
+            now=self._clock.deadlines,
             on_refused=self._route.refused,
         )
 
-    def _welcome(self, unix_s: float, every_s: float) -> None:
+    def _welcome(self, unix_s: float, deadlines_s: float, every_s: float) -> None:
         """Take the coordinator's time over mutual TLS: it counts for verifying updates too."""
         self.updates.welcome(unix_s)
-        self._reporter.welcome(unix_s, every_s)
+        self._reporter.welcome(unix_s, deadlines_s, every_s)
 
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:

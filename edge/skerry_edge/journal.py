@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from skerry_protos.messages import Parcel, ParcelId, ParcelKind, RunId, new_id
 from skerry_protos.v1 import work_pb2
 
+from skerry_edge.clock import Clock
+
 HELD = 2000
 """Lines kept while they cannot be sent."""
 PARCEL_BYTES = 24 * 1024
@@ -31,7 +33,8 @@ class _Line:
 class Journal:
     """Lines that wait to be sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._lines: deque[_Line] = deque()
         self._dropped = 0
         self.filled = asyncio.Event()
@@ -78,6 +81,6 @@ class Journal:
                 id=ParcelId(new_id("log-")),
                 kind=ParcelKind.LOG,
                 run=RunId(first.run),
-                deadline_unix_s=time.time() + LASTS_S,
+                deadline_unix_s=self._clock.deadlines() + LASTS_S,
                 body=body.SerializeToString(),
             )

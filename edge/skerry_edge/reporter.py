@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import math
 import os
-import time
 
 from skerry_protos.allocator import give_memory_back
 from skerry_protos.errors import DeadlineError, RejectedError
@@ -75,9 +74,9 @@ class Reporter:
             self._now.set()
             self.changed()
 
-    def welcome(self, unix_s: float, every_s: float) -> None:
+    def welcome(self, unix_s: float, deadlines_s: float, every_s: float) -> None:
         """Take the coordinator's time and wish at the begin of a session."""
-        self._clock.set(unix_s)
+        self._clock.set(unix_s, deadlines_s)
         self._every_s = self._config.agent.heartbeat_s or every_s or self._every_s
         self._now.set()
 
@@ -116,7 +115,7 @@ class Reporter:
 
     async def send(self, kind: ParcelKind, body: bytes) -> None:
         """Send a parcel that is worth nothing once the next one is due."""
-        deadline = time.time() + self._every_s
+        deadline = self._clock.deadlines() + self._every_s
         parcel = Parcel(
             id=ParcelId(new_id(f"{kind}-")), kind=kind, deadline_unix_s=deadline, body=body
         )

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 UNAVAILABLE, INVALID_BUNDLE = 5, 7
 """FailureCode of skerry_edge.apps, whose modules are not loaded here."""
 LONGEST_S = 24 * 3600.0
-"""A task without a deadline is worked on for so long."""
+"""A task whose deadline is not known, or cannot be judged yet, is worked on for so long."""
 NO_ROOM_S = 5.0
 
 
@@ -68,7 +68,8 @@ class Workshop:
         Raise DeadlineError when the task's deadline passes first.
         """
         deadline = task.parcel.deadline_unix_s
-        left = deadline - self._clock.now() if deadline else LONGEST_S
+        bounded = deadline and self._clock.known.is_set()
+        left = deadline - self._clock.deadlines() if bounded else LONGEST_S
         try:
             async with asyncio.timeout(left), self._turn(task.parcel.run):
                 folder = workers.folder(f"{self._device}-{file_name(task.parcel.id)}")

@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 EPOCH_S = 1_800_000_000.0
 """What every honest clock shows when a story begins, seconds since 1970."""
+BEGIN_S = 1000.0
+"""What the loop's clock shows then."""
 
 
 class PowerCutError(BaseException):
@@ -35,6 +37,7 @@ class Node:
         self.name = name
         self.alive = True
         self.wrong_s = wrong_s
+        self.began_s = EPOCH_S - BEGIN_S + wrong_s  # for its steady clock
         self.slow_s = slow_s  # longest that its disk takes
         self.context = contextvars.copy_context()
         self.context.run(NODE.set, self)
@@ -85,7 +88,7 @@ class SimulatedFuture(asyncio.Future[T]):
 class _Jump:
     """Passes the time that the loop would wait, instead of waiting."""
 
-    now_s = 1000.0
+    now_s = BEGIN_S
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
@@ -207,7 +210,7 @@ def _virtual_clocks(loop: SimulatedLoop) -> Iterator[None]:
 
     def wall() -> float:
         node = NODE.get()
-        return EPOCH_S + loop.time() - 1000.0 + (0.0 if node is None else node.wrong_s)
+        return EPOCH_S + loop.time() - BEGIN_S + (0.0 if node is None else node.wrong_s)
 
     def since_boot(_clock: int = 0) -> float:
         return loop.time()

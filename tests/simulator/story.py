@@ -26,6 +26,7 @@ from skerry_edge.conditions import Readings
 from skerry_edge.links import crossing
 from skerry_edge.outbox import REPLY, Ledger
 from skerry_edge.routes import Route
+from skerry_protos import steady
 from skerry_protos.messages import Parcel, ParcelKind, RunId
 
 from tests.simulator import app, loop
@@ -38,7 +39,7 @@ from tests.simulator.invariants import (
     when_acknowledged,
     when_training_begins,
 )
-from tests.simulator.loop import NODE, SimulatedLoop
+from tests.simulator.loop import BEGIN_S, EPOCH_S, NODE, PowerCutError, SimulatedLoop
 from tests.simulator.network import Network
 from tests.simulator.scenario import Fault, Scenario, draw
 from tests.simulator.server import SimulatedServer
@@ -108,14 +109,12 @@ class Story:
 
     async def run(self, world: SimulatedLoop) -> None:
         """Tell it; raise BrokenError where something does not hold."""
-        world.set_exception_handler(
-            lambda _loop, context: self.errors.append(f"nobody caught {context}")
-        )
+        world.set_exception_handler(lambda _loop, context: self._uncaught(context))
         with tempfile.TemporaryDirectory(dir=RAM, prefix="simulator-") as folder:
             try:
                 await self._run(world, Path(folder))
             finally:
-                self.now_s = world.time() - 1000.0
+                self.now_s = world.time() - BEGIN_S
 
     async def _run(self, world: SimulatedLoop, folder: Path) -> None:
         scenario, trace = self.scenario, self.trace
@@ -150,7 +149,7 @@ class Story:
             weather.cancel()
             self._calm()
             await self._until_quiet()
-        self.now_s = world.time() - 1000.0
+        self.now_s = world.time() - BEGIN_S
         at_the_end(self)
 
     async def _begin(self) -> None:
@@ -163,15 +162,19 @@ class Story:
 
         await self.shore.call(begin())
 
+    def _uncaught(self, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), PowerCutError):
+            self.errors.append(f"nobody caught {context}")
+
     # What goes wrong.
 
     async def _weather(self) -> None:
         """Let faults happen when their time has come, and calm return."""
         clock = asyncio.get_running_loop()
         for fault in self.scenario.faults:
-            await asyncio.sleep(max(0.0, 1000.0 + fault.at_s - clock.time()))
+            await asyncio.sleep(max(0.0, BEGIN_S + fault.at_s - clock.time()))
             clock.create_task(self._happen(fault))
-        await asyncio.sleep(max(0.0, 1000.0 + self.scenario.calm_s - clock.time()))
+        await asyncio.sleep(max(0.0, BEGIN_S + self.scenario.calm_s - clock.time()))
         self._calm()
 
     def _calm(self) -> None:
@@ -259,7 +262,7 @@ class Story:
             if all(found[run] not in OPEN_RUNS for run in self.runs) and self.shore.up:
                 self.ended = [found[run] for run in self.runs]
                 return
-            if clock.time() - 1000.0 > longest:
+            if clock.time() - BEGIN_S > longest:
                 raise BrokenError(f"a run has not ended after {longest:g} s: {found}")
 
     async def _until_quiet(self) -> None:
@@ -331,6 +334,8 @@ class _Log(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         node = NODE.get()
         self._story.trace.note(str(node), f"[{record.levelname.lower()}] {record.getMessage()}")
+        if record.getMessage().startswith("reply ") and "past its deadline" in record.getMessage():
+            self._story.errors.append(f"{node} gave up a reply: {record.getMessage()}")
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             where = traceback.extract_tb(error.__traceback__)[-1]
@@ -349,6 +354,12 @@ def _listening(story: Story) -> Iterator[None]:
         yield
     finally:
         root.handlers = before
+
+
+def _began() -> float:
+    """Return what the clock of the node showed when its life began."""
+    node = NODE.get()
+    return EPOCH_S - BEGIN_S if node is None else node.began_s
 
 
 def _held(device: Device) -> list[str]:
@@ -380,6 +391,7 @@ def _leaves(story: Story) -> Iterator[None]:
     replaced = [
         (secrets, "randbits", dice.getrandbits),
         (secrets, "token_hex", lambda size=32: dice.randbytes(size).hex()),
+        (steady, "_began", _began),
         (crossing, "random", random.Random(f"jitter {seed}")),
         (asker, "threading", Threading()),
         (conductor, "ServerProcess", SimulatedServer),

@@ -9,6 +9,8 @@ from typing import Any
 from skerry_protos.errors import PeerError
 from skerry_protos.session import unpack_all
 
+from tests.simulator.loop import BEGIN_S
+
 SHOWN = 60
 """Events kept for people."""
 
@@ -37,7 +39,7 @@ class Trace:
         self._keep(way, packet, packet)
 
     def _keep(self, who: str, what: str | bytes, data: bytes) -> None:
-        at_s = asyncio.get_running_loop().time() - 1000.0
+        at_s = asyncio.get_running_loop().time() - BEGIN_S
         self.events += 1
         self._hash.update(f"{at_s!r} {who} {len(data)} ".encode())
         self._hash.update(data)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 
 import sqlalchemy as sa
 from google.protobuf.message import DecodeError
+from skerry_protos import steady
 from skerry_protos.artefacts import SETTLED, Phase, Reading, TargetPath, pack_set
 from skerry_protos.errors import (
     LinkError,
@@ -186,7 +187,7 @@ class Updates:
         return Parcel(
             id=ParcelId(f"update-{device}-{said.number}-{images.digest[:12]}"),
             kind=ParcelKind.UPDATE,
-            deadline_unix_s=time.time() + UPDATE_LIFE_S,
+            deadline_unix_s=steady.unix_s() + UPDATE_LIFE_S,
             body=body,
             blobs=(images,),
         )

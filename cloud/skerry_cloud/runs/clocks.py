@@ -14,10 +14,15 @@ GRACE_S = 30.0
 
 
 def deadline_of(exchange: Exchange, options: RunOptions, now: float) -> float:
-    """Return when a question closes: its time goes on where its clock was stopped."""
+    """Return when a question closes: its time goes on where its clock was stopped.
+
+    Between two lives of the coordinator somebody may have set the machine's clock: what is left
+    is never more than a round has.
+    """
     if exchange.left_s is None:
         return exchange.deadline
-    return now + max(exchange.left_s, min(GRACE_S, options.round_deadline_s))
+    left_s = min(exchange.left_s, options.round_deadline_s)
+    return now + max(left_s, min(GRACE_S, options.round_deadline_s))
 
 
 def of(exchanges: Sequence[Exchange], run: RunId) -> Callable[[sa.Connection], None]:

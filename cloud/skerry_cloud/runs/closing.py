@@ -4,10 +4,10 @@ A reply and the end of its question may be on their way to the database at once;
 says which came first, and what it says is what the server side hears, now and after a restart.
 """
 
-import time
 from collections.abc import Callable, Collection
 
 import sqlalchemy as sa
+from skerry_protos import steady
 from skerry_protos.messages import DeviceId, ParcelId, RunId
 
 from skerry_cloud.runs.exchange import Exchange, Outcome, Part, outcome_of
@@ -23,7 +23,7 @@ def of(
     exchange: Exchange, run: RunId, here: Collection[DeviceId]
 ) -> Callable[[sa.Connection], dict[ParcelId, str]]:
     """Return what records a question's end, and returns who is late and why."""
-    early = time.time() < exchange.deadline
+    early = steady.unix_s() < exchange.deadline
     reasons = {part.task: why_late(part, part.device in here, early) for part in exchange.open}
 
     def write(connection: sa.Connection) -> dict[ParcelId, str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from skerry_protos import steady
 from skerry_protos.errors import LinkError, RejectedError, SkerryError
 from skerry_protos.failpoints import failpoint
 from skerry_protos.messages import BlobRef, DeviceId, Parcel, ParcelId, RunId
@@ -73,7 +74,7 @@ class Deliveries:
         # The deadline may have moved since the task was made.
         parcel = replace(part.parcel, deadline_unix_s=exchange.deadline + OUTAGE_S)
         try:
-            async with asyncio.timeout(max(0.0, exchange.deadline - time.time())):
+            async with asyncio.timeout(max(0.0, exchange.deadline - steady.unix_s())):
                 await self._world.fleet.deliver(part.device, parcel)
         except RejectedError as error:
             await self._fail(part.task, NODE_UNAVAILABLE, f"the device rejects it: {error.message}")

@@ -1,8 +1,7 @@
 """What devices answer, given to the run it belongs to: checked, fetched, stored once."""
 
-import time
-
 import sqlalchemy as sa
+from skerry_protos import steady
 from skerry_protos.errors import PeerError, RejectCode, RejectedError, TrustError
 from skerry_protos.failpoints import failpoint
 from skerry_protos.messages import BlobRef, DeviceId, Parcel, ParcelId
@@ -72,7 +71,7 @@ class Intake:
                 f"the reply has {answer.content.size} bytes; this run takes "
                 f"{conductor.options.reply_bytes} (reply_bytes)",
             )
-        left = exchange.deadline - time.time() if exchange.left_s is None else FETCH_S
+        left = exchange.deadline - steady.unix_s() if exchange.left_s is None else FETCH_S
         part.text = "sends its reply"
         await self._world.fleet.fetch(
             device, answer.content, deadline_s=max(LATE_FETCH_S, min(FETCH_S, left))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from skerry_protos import steady
 from skerry_protos.messages import DeviceId
 
 from skerry_cloud.runs.plan import RunOptions
@@ -45,7 +46,7 @@ class Muster:
                 f"the app went on asking for devices for {limit:g} s: {len(devices)} are ready, "
                 "and its strategy seems to want more (min_available_nodes, min_train_nodes)"
             )
-        left = time.time() + limit - (now - self._asked_at)
+        left = steady.unix_s() + limit - (now - self._asked_at)
         why = f"the app asks for devices again and again, as if {len(devices)} were too few"
         waiting(Waiting(what="devices", why=why, until=left) if again else None)
         await self._number(devices)
@@ -55,7 +56,7 @@ class Muster:
     async def _enough(
         self, waiting: Callable[[Waiting | None], None], limit: float
     ) -> list[Device]:
-        until = time.time() + limit
+        until = steady.unix_s() + limit
         while True:
             devices = await self._roster.available(self._selector, self._options.capabilities)
             if self._coded:  # what a device can code its first heartbeat says, moments after Hello
@@ -63,10 +64,10 @@ class Muster:
             if len(devices) >= self._options.min_devices:
                 return devices
             why = await self._too_few(devices)
-            if time.time() >= until:
+            if steady.unix_s() >= until:
                 raise BrokenRunError(f"waited {limit:g} s for devices: {why}")
             waiting(Waiting(what="devices", why=why, until=until))
-            await self._roster.wait_change(max(0.0, min(LOOK_AGAIN_S, until - time.time())))
+            await self._roster.wait_change(max(0.0, min(LOOK_AGAIN_S, until - steady.unix_s())))
 
     async def _too_few(self, ready: list[Device]) -> str:
         """Return why there are too few devices, naming those that could be there."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from skerry_protos import steady
 from skerry_protos.failpoints import failpoint
 from skerry_protos.messages import BlobRef, DeviceId, Parcel, ParcelId
 
@@ -132,7 +133,7 @@ class Questions:
         self.deliveries.go()
         exchanges = list(self._open.values())
         for exchange in exchanges:
-            exchange.deadline = clocks.deadline_of(exchange, self._options, time.time())
+            exchange.deadline = clocks.deadline_of(exchange, self._options, steady.unix_s())
             exchange.left_s = None
         if exchanges:
             await self._world.write(clocks.of(exchanges, self._run))
@@ -148,7 +149,7 @@ class Questions:
         self._timers.clear()
         exchanges = list(self._open.values())
         for exchange in exchanges:
-            exchange.left_s = exchange.deadline - time.time()
+            exchange.left_s = exchange.deadline - steady.unix_s()
         if exchanges:
             await self._world.write(clocks.of(exchanges, self._run))
 
@@ -270,7 +271,7 @@ class Questions:
             number=number,
             round=question.round,
             phase=question.phase,
-            deadline=time.time() + min(question.timeout_s, self._options.round_deadline_s),
+            deadline=steady.unix_s() + min(question.timeout_s, self._options.round_deadline_s),
             quorum=self._options.quorum,
         )
         order: list[ParcelId] = []
@@ -462,7 +463,7 @@ class Questions:
     # Closing.
 
     async def _close_at_deadline(self, exchange: Exchange) -> None:
-        await asyncio.sleep(max(0.0, exchange.deadline - time.time()))
+        await asyncio.sleep(max(0.0, exchange.deadline - steady.unix_s()))
         await self._close(exchange)
 
     async def _look(self, exchange: Exchange) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
+from skerry_protos import steady
 from skerry_protos.codecs import NAMES
 from skerry_protos.errors import PeerError
 from skerry_protos.messages import (
@@ -133,7 +134,7 @@ def cancel_parcel(
         id=ParcelId(new_id("cancel-")),
         kind=ParcelKind.CANCEL,
         run=run,
-        deadline_unix_s=time.time() + CANCEL_S,
+        deadline_unix_s=steady.unix_s() + CANCEL_S,
         body=work_pb2.Cancel(
             tasks=tasks, reason=reason[:200], run_over=run_over
         ).SerializeToString(),

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol, cast
 
+from skerry_protos import steady
 from skerry_protos.errors import ConfigError, RefusedError
 from skerry_protos.messages import BlobRef, DeviceId, Parcel
 from skerry_protos.seams import Blobs, Receiver, Stream
@@ -46,8 +47,10 @@ class LinkConfig:
     receiver: Receiver
     # Told of every change: None when connected, else the reason and seconds until the next attempt.
     on_state: Callable[[str | None, float], None] = field(default=lambda _why, _wait: None)
-    # Told the cloud's clock and wish at each Welcome: (unix_time_s, heartbeat_s).
-    on_welcome: Callable[[float, float], None] = field(default=lambda _now, _every: None)
+    # Told the cloud's clocks and wish at each Welcome: (unix_time_s, deadlines_s, heartbeat_s).
+    on_welcome: Callable[[float, float, float], None] = field(default=lambda *_said: None)
+    # The clock that deadlines are in.
+    now: Callable[[], float] = steady.unix_s
     # Told when the cloud refuses us; a refusal without retry_after_s stops the link.
     on_refused: Callable[[RefusedError], None] = field(default=lambda _refusal: None)
 

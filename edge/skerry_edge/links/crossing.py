@@ -90,6 +90,7 @@ class Crossing:
             receiver=config.receiver,
             limits=limits,
             ping_s=ping_s,
+            now=config.now,
             on_broken=self._break,
             on_want=on_want,
             on_unwant=on_unwant,
@@ -207,7 +208,7 @@ class Crossing:
             max_packet=welcome.max_packet,
         )
         self._met = True
-        config.on_welcome(welcome.unix_time_s, welcome.heartbeat_s)
+        config.on_welcome(welcome.unix_time_s, welcome.deadlines_s, welcome.heartbeat_s)
         config.on_state(None, 0.0)
 
     def _take(self, packet: bytes) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,8 +31,9 @@ class Sender(Protocol):
 class Reports:
     """The newest report on each model, on the disk before it is sent."""
 
-    def __init__(self, folder: Path, sender: Sender) -> None:
-        self._folder, self._sender = folder, sender
+    def __init__(self, folder: Path, sender: Sender, now: Callable[[], float]) -> None:
+        """Keep reports in `folder`; `now` is the clock that deadlines are in."""
+        self._folder, self._sender, self._now = folder, sender, now
         self._newest: dict[str, dict[str, Any]] = {}
         self._wake = asyncio.Event()
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,7 @@ class Reports:
         parcel = Parcel(
             id=ParcelId(f"report-{report['model']}-{report['sequence']}"),
             kind=ParcelKind.UPDATE_REPORT,
-            deadline_unix_s=time.time() + LASTS_S,
+            deadline_unix_s=self._now() + LASTS_S,
             body=body,
         )
         try:

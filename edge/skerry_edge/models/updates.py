@@ -10,11 +10,12 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
+from skerry_protos import steady
 from skerry_protos.artefacts import METADATA_ROLE, Phase, TargetPath, read_set, unwell
 from skerry_protos.blobs import LocalBlobs
 from skerry_protos.disk import DiskFullError, explained
@@ -63,6 +64,7 @@ class Updates:
         root_sha256: str = "",
         profile: str = "",
         verify: Verify = in_child,
+        now: Callable[[], float] = steady.unix_s,
     ) -> None:
         """Keep slots in `<home>/models`; `state` (else `<home>/trust`) is never to be wiped."""
         self.trust = state or home / "trust"
@@ -70,7 +72,7 @@ class Updates:
         self._device, self._profile, self._root_sha256 = device, profile, root_sha256
         self._route, self._blobs, self._verify = route, blobs, verify
         self._self_test, self._service = self_test, service
-        self.reports = Reports(self.trust / "reports", route)
+        self.reports = Reports(self.trust / "reports", route, now)
         self._pending = self.trust / "update.json"
         self._server: tuple[float, float] | None = None
         self._wake = asyncio.Event()

@@ -8,6 +8,7 @@ import secrets
 import time
 from dataclasses import dataclass
 
+from skerry_protos import steady
 from skerry_protos.errors import PeerError, RefusalCode, RefusedError
 from skerry_protos.messages import DEVICE_ID_PATTERN, DeviceId
 from skerry_protos.session.frames import TEXT_LIMIT, pack
@@ -104,6 +105,7 @@ def welcome(
             max_packet=max_packet,
             heartbeat_s=heartbeat_s,
             unix_time_s=time.time(),
+            deadlines_s=steady.unix_s(),
         )
     )
 

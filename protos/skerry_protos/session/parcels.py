@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Final
 
 from skerry_protos.errors import (
@@ -53,12 +53,18 @@ class Parcels:
     """The parcels of one session, both ways."""
 
     def __init__(
-        self, lanes: Lanes, receiver: Receiver, limits: Limits, round_trip: RoundTrip
+        self,
+        lanes: Lanes,
+        receiver: Receiver,
+        limits: Limits,
+        round_trip: RoundTrip,
+        now: Callable[[], float],
     ) -> None:
         self._lanes = lanes
         self._receiver = receiver
         self._limits = limits
         self._round_trip = round_trip
+        self._now = now  # as deadlines are
         self._outgoing: dict[str, _Outgoing] = {}
         self._queue: deque[_Outgoing] = deque()
         self._flying = 0
@@ -71,14 +77,14 @@ class Parcels:
         message = parcel_message(parcel)
         if self.error is not None:
             raise self.error
-        if parcel.expired(time.time()):
+        if parcel.expired(self._now()):
             raise DeadlineError(f"parcel {parcel.id} ({parcel.kind}) is past its deadline")
         outgoing = self._outgoing.get(parcel.id)
         if outgoing is None:
             outgoing = self._outgoing[parcel.id] = _Outgoing(message)
             self._queue.append(outgoing)
             self._fly()
-        wait = parcel.deadline_unix_s - time.time() if parcel.deadline_unix_s else None
+        wait = parcel.deadline_unix_s - self._now() if parcel.deadline_unix_s else None
         outgoing.users += 1
         try:
             async with asyncio.timeout(wait):

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from skerry_protos import steady
 from skerry_protos.errors import LinkError, PeerError, SkerryError
 from skerry_protos.messages import BlobRef, Digest, Parcel
 from skerry_protos.seams import Blobs, Receiver, Stream, Wire
@@ -50,6 +51,7 @@ class Session:
         limits: Limits | None = None,
         inflow: Inflow | None = None,
         ping_s: float = 10.0,
+        now: Callable[[], float] = steady.unix_s,
         on_broken: Callable[[str], None] = lambda _why: None,
         on_blob_request: Callable[[pb.BlobRequest], list[int]] | None = None,
         on_want: Callable[[Digest], Awaitable[None]] | None = None,
@@ -57,6 +59,7 @@ class Session:
     ) -> None:
         """Begin detached.
 
+        `now` is the clock that parcels' deadlines are in, the cloud's on both sides.
         `on_broken` is told when the wire must be cut: a send failed or nothing was heard for
         2.5 x `ping_s`. `on_blob_request` may take requests that are no repair for a broadcast; it
         returns the offsets still to be sent to this peer alone. `on_want` is awaited before a blob
@@ -69,7 +72,7 @@ class Session:
         self._on_broken = on_broken
         self._lanes = Lanes(on_broken)
         self._round_trip = RoundTrip()
-        self._parcels = Parcels(self._lanes, receiver, self._limits, self._round_trip)
+        self._parcels = Parcels(self._lanes, receiver, self._limits, self._round_trip, now)
         self._transfers = Transfers(
             blobs=blobs,
             lanes=self._lanes,

@@ -67,7 +67,7 @@ class Hello(_message.Message):
     def __init__(self, protocol: _Optional[_Union[Version, _Mapping]] = ..., device: _Optional[str] = ..., agent_version: _Optional[str] = ..., resume: _Optional[int] = ..., nonce: _Optional[int] = ..., max_packet: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "session", "nonce", "resumed", "max_packet", "heartbeat_s", "unix_time_s")
+    __slots__ = ("protocol", "session", "nonce", "resumed", "max_packet", "heartbeat_s", "unix_time_s", "deadlines_s")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class Welcome(_message.Message):
     MAX_PACKET_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
     UNIX_TIME_S_FIELD_NUMBER: _ClassVar[int]
+    DEADLINES_S_FIELD_NUMBER: _ClassVar[int]
     protocol: Version
     session: int
     nonce: int
@@ -82,7 +83,8 @@ class Welcome(_message.Message):
     max_packet: int
     heartbeat_s: float
     unix_time_s: float
-    def __init__(self, protocol: _Optional[_Union[Version, _Mapping]] = ..., session: _Optional[int] = ..., nonce: _Optional[int] = ..., resumed: _Optional[bool] = ..., max_packet: _Optional[int] = ..., heartbeat_s: _Optional[float] = ..., unix_time_s: _Optional[float] = ...) -> None: ...
+    deadlines_s: float
+    def __init__(self, protocol: _Optional[_Union[Version, _Mapping]] = ..., session: _Optional[int] = ..., nonce: _Optional[int] = ..., resumed: _Optional[bool] = ..., max_packet: _Optional[int] = ..., heartbeat_s: _Optional[float] = ..., unix_time_s: _Optional[float] = ..., deadlines_s: _Optional[float] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("nonce", "code", "message", "retry_after_s")
