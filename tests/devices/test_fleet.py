@@ -277,6 +277,12 @@ def test_a_waiting_run_says_why_and_until_when_and_is_stopped(skerry: Skerry, ap
         assert "until     " in shown
         late = skerry("runs", "watch", run, "--timeout", "1s")
         assert (late.status, "it goes on" in late.err) == (5, True)
+        assert skerry("runs", "pause", run).out.strip() == f"{run} paused"
+        assert f"skerry runs resume {run}" in skerry("runs", "show", run).out
+        assert skerry("runs", "pause", run).status == 0
+        assert skerry("runs", "resume", run, "-o", "json").json["state"] == "starting"
+        again = skerry("runs", "resume", run)
+        assert (again.status, again.err.startswith("error[run-state]")) == (8, True)
         assert skerry("runs", "stop", run, "--wait").status == 0
         ended = skerry("runs", "watch", run)
         assert (ended.status, ended.err.startswith("error[run-stopped]")) == (8, True)
@@ -324,7 +330,8 @@ def test_a_run_that_cannot_be_is_refused_with_the_reason(
 
 
 def test_an_unknown_run_is_status_3(skerry: Skerry) -> None:
-    for command in ("show", "watch", "logs", "stop", "metrics", "model"):
+    every = ("show", "watch", "logs", "stop", "pause", "resume", "metrics", "model")
+    for command in every:
         said = skerry("runs", command, "run-nowhere")
         assert (command, said.status) == (command, 3)
 

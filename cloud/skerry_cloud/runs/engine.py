@@ -131,8 +131,7 @@ class Runs:
             self._left.add(run.id)
             return
         try:
-            if run.journal == 0:
-                raise DamagedError(takingup.OLDER)
+            takingup.require_whole(run)
             options = RunOptions.parse(run.options)
             plan = await asyncio.to_thread(plan_app, self._bundle(run.app), options)
             exchanges = await takingup.open_exchanges(self._world, run, options)

@@ -51,6 +51,14 @@ def too_new(run: Run) -> str | None:
     )
 
 
+def require_whole(run: Run) -> None:
+    """Raise DamagedError for a run whose journal is not whole, or was never kept."""
+    if run.journal == 0:
+        raise DamagedError(OLDER)
+    if run.journal < 0:
+        raise DamagedError("a part of its journal was lost: the database had damaged pages")
+
+
 async def open_exchanges(world: World, run: Run, options: RunOptions) -> list[Exchange]:
     """Return the questions that were open, with what has come of them; their clocks stand still."""
 

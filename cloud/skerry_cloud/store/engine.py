@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import sqlalchemy as sa
@@ -30,6 +31,7 @@ from skerry_cloud.store.databases import (
     is_lost,
     translated,
 )
+from skerry_cloud.store.mending import mend
 from skerry_cloud.store.migrate import migrate
 
 log = logging.getLogger(__name__)
@@ -91,6 +93,8 @@ class Store:
         """Return the store at `url`, made or migrated to this version; blocks."""
         store = cls(database_url(url))
         try:
+            if store.url.get_backend_name() == "sqlite":
+                mend(Path(str(store.url.database)))
             migrate(store._writer)
         except SkerryError:
             store._dispose()

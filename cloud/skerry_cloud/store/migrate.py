@@ -3,7 +3,9 @@
 Before an older SQLite database is changed, a copy is put beside it: the way back.
 """
 
+import contextlib
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from skerry_protos.errors import ConfigError
 from skerry_protos.versions import installed_version
+
+from skerry_cloud.store.tables import revisions
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK = 0x534B5259
@@ -33,10 +37,11 @@ def migrate(engine: sa.Engine) -> None:
     if current == head:
         return
     if current is not None and current not in known:
+        by = _brought_by(engine, current)
         raise ConfigError(
             f"the database {engine.url.render_as_string(hide_password=True)} is at revision "
-            f"{current}, and this coordinator ({installed_version('skerry-cloud')}) knows only up "
-            f"to {head}",
+            f"{current}{by and f', which skerry-cloud {by} brought it to'}, and this coordinator "
+            f"({installed_version('skerry-cloud')}) knows only up to {head}",
             hint="run the newer coordinator again, or put back the copy "
             + _copy_name(engine, head),
         )
@@ -47,6 +52,24 @@ def migrate(engine: sa.Engine) -> None:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        if head is not None:
+            _sign(connection, head)
+
+
+def _sign(connection: sa.Connection, revision: str) -> None:
+    """Note which version brought the tables here: a later refusal names it."""
+    connection.execute(revisions.delete().where(revisions.c.revision == revision))
+    version = installed_version("skerry-cloud")
+    values = {"revision": revision, "version": version, "at": time.time()}
+    connection.execute(revisions.insert().values(**values))
+
+
+def _brought_by(engine: sa.Engine, revision: str) -> str:
+    """Return the version that brought the tables to a revision, or nothing."""
+    with contextlib.suppress(sa.exc.SQLAlchemyError), engine.connect() as connection:
+        chosen = sa.select(revisions.c.version).where(revisions.c.revision == revision)
+        return str(connection.execute(chosen).scalar() or "")
+    return ""
 
 
 def _copy_name(engine: sa.Engine, revision: str | None) -> str:

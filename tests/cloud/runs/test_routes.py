@@ -92,10 +92,13 @@ async def test_from_an_app_to_its_model(client: httpx.AsyncClient, fleet: SmallF
     assert {row["device"] for row in metrics} == {"", "one", "two"}
     assert (await client.get(f"/v1/runs/{run}/logs")).json() == {"items": []}
     assert (await client.get("/v1/runs")).json()["items"][0]["id"] == run
+    for what in ("pause", "resume"):
+        refused = await client.post(f"/v1/runs/{run}/{what}")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "run-state")
     stopped = await client.post(f"/v1/runs/{run}/stop")
     assert stopped.json()["state"] == "completed"
     rows = await fleet.store.read(lambda c: audit.listed(c, before=2**60, limit=100))
-    assert {"add_app", "begin", "stop"} <= {row["action"] for row in rows}
+    assert {"add_app", "begin", "stop", "pause", "resume"} <= {row["action"] for row in rows}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +106,7 @@ async def test_from_an_app_to_its_model(client: httpx.AsyncClient, fleet: SmallF
     [
         ("GET", "/v1/runs/run-x", None, 404, "not-found"),
         ("POST", "/v1/runs/run-x/stop", None, 404, "not-found"),
+        ("POST", "/v1/runs/run-x/pause", None, 404, "not-found"),
         ("POST", "/v1/runs", {"app": "0" * 64}, 404, "not-found"),
         ("POST", "/v1/runs", {"app": "0" * 64, "oops": 1}, 422, "invalid"),
         ("POST", "/v1/runs", {"app": "0" * 64, "options": {"quorom": 1}}, 400, "config"),
@@ -125,7 +129,8 @@ async def test_a_bundle_that_is_none_is_refused(client: httpx.AsyncClient) -> No
 async def test_a_viewer_looks_and_does_no_more(client: httpx.AsyncClient) -> None:
     client.headers["Authorization"] = f"Bearer {TOKENS[Role.VIEWER]}"
     assert (await client.get("/v1/runs")).status_code == 200
-    for path in ("/v1/apps", "/v1/runs", "/v1/runs/run-x/stop"):
+    changes = [f"/v1/runs/run-x/{what}" for what in ("stop", "pause", "resume")]
+    for path in ("/v1/apps", "/v1/runs", *changes):
         assert (await client.post(path, json={"app": "123456"})).status_code == 403
     del client.headers["Authorization"]
     assert (await client.get("/v1/runs")).status_code == 401
