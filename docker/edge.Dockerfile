@@ -1,10 +1,10 @@
 # The Skerry agent in a container, without root. From the repository's root:
 #   docker build -f docker/edge.Dockerfile -t skerry-agent .
-#   docker build -f docker/edge.Dockerfile -t skerry-agent:torch --build-arg EXTRAS=grpc,mqtt,flower,torch .
+#   docker build -f docker/edge.Dockerfile -t skerry-agent:torch --build-arg EXTRAS=grpc,mqtt,codecs,flower,torch .
 #   docker run -v skerry-agent:/var/lib/skerry-agent skerry-agent join TOKEN
 #   docker run -d --restart on-failure --memory 2g -v skerry-agent:/var/lib/skerry-agent skerry-agent run
 FROM python:3.11-slim-bookworm AS build
-ARG EXTRAS=grpc,mqtt
+ARG EXTRAS=grpc,mqtt,codecs
 COPY protos /src/protos
 COPY edge /src/edge
 RUN python -m venv /opt/skerry \
