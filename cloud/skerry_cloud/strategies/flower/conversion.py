@@ -7,7 +7,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from skerry_protos.records import Records
 from skerry_protos.tensors import Tensor, from_npy, npy_bytes
 
-from skerry_cloud.blocks import copy, give_back
+from skerry_cloud.blocks import copy, give_back, mapped
+from skerry_cloud.runs.asker import Asker
 
 NPY = "numpy.ndarray"
 
@@ -74,6 +75,14 @@ def arrays_of(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     for name, tensor in tensors.items():  # one by one: given a dict, it copies every array
         record[name] = _array(tensor)
     return record
+
+
+def put_on_disk(record: ArrayRecord, asker: Asker) -> None:
+    """Let a record's arrays lie on disk from now on; what they hold stays the same."""
+    kept = asker.on_disk(Records(arrays={"arrays": tensors_of(record)}))
+    for name, tensor in kept.arrays["arrays"].items():
+        if mapped(tensor):
+            record[name] = _array(tensor)
 
 
 def _array(tensor: Tensor) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
+from skerry_cloud.strategies.flower.conversion import put_on_disk
 from skerry_cloud.strategies.flower.grid import SkerryGrid
 from skerry_cloud.strategies.flower.resume import resuming
 
@@ -22,6 +23,8 @@ def watching(grid: SkerryGrid) -> Iterator[None]:
         bound = inspect.signature(original).bind(self, *args, **kwargs)
         bound.apply_defaults()
         evaluate = _observed_evaluation(grid, bound.arguments["evaluate_fn"])
+        # Flower and the app hold the first model as long as the run lasts.
+        put_on_disk(bound.arguments["initial_arrays"], grid.asker)
         with _observing(grid, self, bound.arguments["num_rounds"]):
             grid.model = bound.arguments["initial_arrays"]
             if first:
