@@ -3,12 +3,17 @@
 import json
 import os
 import platform
+import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+# Who ends a benchmark early (timeout, CI) ends what it started, too: `finally` blocks are run.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 REPO = Path(__file__).resolve().parent.parent
 QUICK = os.environ.get("QUICK", "") not in {"", "0"}

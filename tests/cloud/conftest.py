@@ -65,7 +65,13 @@ def postgres_url(postgres_server: str) -> str:
     return f"postgresql://postgres@/{name}?host={postgres_server}"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(
+    params=[
+        "sqlite",
+        # In one process: a server takes seconds to make.
+        pytest.param("postgresql", marks=pytest.mark.xdist_group("postgres")),
+    ]
+)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return the URL of an empty database, of each kind in turn."""
     if request.param == "sqlite":
