@@ -299,11 +299,16 @@ def main() -> None:
                 f"{one.down:.3f}x down  {one.train_s:.0f} s training  {one.code_s:.1f} s coding",
                 flush=True,
             )
+    finish({**summary(found), "seconds": round(time.monotonic() - began, 1)})
+
+
+def summary(found: Mapping[str, list[Figures]]) -> dict[str, object]:
+    """Return the means over the seeds, each way beside `none` with the same seed."""
     plain = {one.seed: one for one in found["none"]}
     result: dict[str, object] = {
         "devices": DEVICES,
         "rounds": ROUNDS,
-        "seeds": len(SEEDS),
+        "seeds": len(plain),
         "weights": sum(one.numel() for one in network().parameters()),
         "none_accuracy": round(statistics.fmean(one.accuracy for one in plain.values()), 2),
         "none_accuracy_spread": round(spread([one.accuracy for one in plain.values()]), 2),
@@ -317,8 +322,7 @@ def main() -> None:
             result[f"{way.name}_down_bytes"] = round(statistics.fmean(one.down for one in ones), 4)
     result["lossless_bytes"] = round(statistics.fmean(one.lossless for one in plain.values()), 4)
     result["lossless_drop_points"] = 0.0
-    result["seconds"] = round(time.monotonic() - began, 1)
-    finish(result)
+    return result
 
 
 def spread(values: list[float]) -> float:

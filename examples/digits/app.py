@@ -15,6 +15,11 @@ from torch import Tensor, nn
 
 ALPHA = 0.5  # of the Dirichlet distribution: smaller is less even
 SEED = 7
+SCALE = 1 / 16  # pixels are 0 to 16
+
+# What an exported model's manifest says (docs/models.md).
+LABELS = [str(digit) for digit in range(10)]
+PREPROCESSING = {"dtype": "uint8", "scale": SCALE}
 
 torch.set_num_threads(1)
 
@@ -56,20 +61,37 @@ def model() -> nn.Module:
     )
 
 
-def data(device: Device) -> Share:
-    """Return the device's share of the training images and of the test images."""
+def images() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return training images, test images, training digits and test digits."""
     # Imported where they are used: who only wants the model need not load them.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     pixels, digits = load_digits(return_X_y=True)
-    train_x, test_x, train_y, test_y = train_test_split(
-        (pixels / 16).astype(np.float32).reshape(-1, 1, 8, 8),
+    return train_test_split(
+        (pixels * SCALE).astype(np.float32).reshape(-1, 1, 8, 8),
         digits.astype(np.int64),
         test_size=0.2,
         random_state=SEED,
         stratify=digits,
     )
+
+
+def held_out() -> tuple[np.ndarray, np.ndarray]:
+    """Return the test images and digits, to judge an exported model by."""
+    _, pictures, _, digits = images()
+    return pictures, digits
+
+
+def training() -> tuple[np.ndarray, np.ndarray]:
+    """Return images and digits to take ranges of activations from when a model is exported."""
+    pictures, _, digits, _ = images()
+    return pictures, digits
+
+
+def data(device: Device) -> Share:
+    """Return the device's share of the training images and of the test images."""
+    train_x, test_x, train_y, test_y = images()
     mine = uneven_share(train_y, device.partition, device.partitions)
     tested = slice(device.partition, None, device.partitions)
     return Share(

@@ -16,6 +16,7 @@ from source import Recordings, recordings
 from torch import Tensor, nn
 
 SEED = 1
+LABELS = [str(digit) for digit in range(10)]
 TEST_TAKES = range(5)
 SHIFT = 6  # frames to either side
 
@@ -86,6 +87,16 @@ def share(chosen: Recordings) -> Share:
         train=pictures({key: each for key, each in chosen.items() if key[2] not in TEST_TAKES}),
         test=pictures({key: each for key, each in chosen.items() if key[2] in TEST_TAKES}),
     )
+
+
+def held_out() -> Pictures:
+    """Return every speaker's test takes, to judge an exported model by."""
+    return share(recordings()).test
+
+
+def training() -> Pictures:
+    """Return every other take, to take ranges of activations from when a model is exported."""
+    return share(recordings()).train
 
 
 def pictures(chosen: Recordings) -> Pictures:
