@@ -117,7 +117,7 @@ class Mainland:
         token: str = "",
         headers: dict[str, str] | None = None,
     ) -> Answer:
-        """Call the API over TLS and return its JSON."""
+        """Call the API over TLS and return its JSON; an answer of another kind is left out."""
         token = token or (self.tokens[role] if role else "")
         sent = dict(headers or {})
         if token:
@@ -134,11 +134,11 @@ class Mainland:
         context = ssl.create_default_context(cafile=str(self.authority.certificate_file))
         try:
             with urllib.request.urlopen(request, timeout=20, context=context) as got:
-                status, text = got.status, got.read()
+                status, text, kind = got.status, got.read(), got.headers.get_content_type()
         except urllib.error.HTTPError as error:
             with error:
-                status, text = error.code, error.read()
-        answer = Answer(json.loads(text) if text else {})
+                status, text, kind = error.code, error.read(), error.headers.get_content_type()
+        answer = Answer(json.loads(text) if text and kind == "application/json" else {})
         answer.status = status
         return answer
 

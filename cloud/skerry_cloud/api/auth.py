@@ -6,6 +6,7 @@ something, refused or not.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -25,6 +26,8 @@ PATIENCE_S = 3.0
 """How long a request waits for a full disk before it is refused."""
 BODY_S = 30.0
 """How long the next part of a body may take."""
+HEARD_OUT = 1024 * 1024
+"""Bytes of a refused body that are read on, so that its sender hears the answer and no reset."""
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _bearer = HTTPBearer(auto_error=False, description="An operator's token (`sko1.…`).")
@@ -140,6 +143,8 @@ class Guard:
             status = error.status if isinstance(error, ApiError) else 503
             status = 507 if error.code == "disk-full" else status
             headers = error.headers if isinstance(error, ApiError) else None
+            if status == 413 and state["operator"] is not None:
+                await _hear_out(receive)
             refusal = answer(status, error.code, error.message, error.hint, headers)
             await refusal(scope, receive, send)
 
@@ -284,6 +289,18 @@ class Guard:
             if not finished:
                 await finish(500)
             raise
+
+
+async def _hear_out(receive: Receive) -> None:
+    """Read on for a while: whoever still sends when the connection closes hears no answer."""
+    left = HEARD_OUT
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(BODY_S):
+            more = True
+            while more and left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                more = message.get("more_body", False)
 
 
 def address_of(scope: Scope) -> str:

@@ -366,6 +366,8 @@ class Asker:
                 said, body = self._end.receive()
                 self._take(said, body)
         except (EOFError, OSError, PeerError):
+            pass
+        finally:
             with self._changed:
                 self._gone = True
                 self._changed.notify_all()
