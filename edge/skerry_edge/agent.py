@@ -245,8 +245,8 @@ class Agent:
 
     async def _allowed(self, task: Task) -> bool:
         """Wait until the conditions hold; return whether the task is still wanted then."""
-        while task.parcel.id in self._ledger.inbox:
-            if self._clock.known.is_set() and task.parcel.expired(self._clock.deadlines()):
+        while (held := self._ledger.inbox.get(task.parcel.id)) is not None:
+            if self._clock.known.is_set() and held.expired(self._clock.deadlines()):
                 await self._drop(task, "its deadline passed while it waited")
                 return False
             conditions, look = self._config.conditions, self._reporter.look()
@@ -333,7 +333,6 @@ class Agent:
 
     async def _deliver(self, reply: Parcel) -> None:
         """Deliver a reply until the cloud has it, or will never take it; then forget it."""
-        await self._clock.known.wait()  # a reply from a former life may seem to be years late
         try:
             await self._route.deliver(reply)
         except (RejectedError, DeadlineError) as error:

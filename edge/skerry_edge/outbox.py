@@ -69,6 +69,10 @@ class ParcelFolder:
     def __len__(self) -> int:
         return len(self._parcels)
 
+    def get(self, name: str) -> Parcel | None:
+        """Return the parcel with this id, or None."""
+        return self._parcels.get(name)
+
     def __iter__(self) -> Iterator[Parcel]:
         """Yield the parcels, oldest first."""
         return iter(list(self._parcels.values()))
@@ -143,10 +147,13 @@ class Ledger:
         return Seen.DONE if task in self._done else Seen.NEW
 
     def take(self, parcel: Parcel) -> Seen:
-        """Note a task unless it is known; return what was known."""
+        """Note a task unless it is known; return what was known.
+
+        One that is held may come again with more time, from a coordinator that was away.
+        """
         with self._lock:
-            found = self.seen(parcel.id)
-            if found is Seen.NEW:
+            found, held = self.seen(parcel.id), self.inbox.get(parcel.id)
+            if found is Seen.NEW or (held and held.deadline_unix_s != parcel.deadline_unix_s):
                 self.inbox.put(parcel)
             return found
 

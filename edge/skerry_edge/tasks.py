@@ -30,8 +30,6 @@ from skerry_edge.worker.messages import Job
 from skerry_edge.worker.process import Result
 
 BUNDLE, CONTENT = "bundle", "content"
-REPLY_GRACE_S = 24 * 3600.0
-"""A reply is offered for so long after its task's deadline: the run then names it late."""
 TAIL_LIMIT = 8 * 1024
 REASON_LIMIT = 1000
 
@@ -204,13 +202,15 @@ def inline(answer: Answer) -> bytes | None:
 def reply_to(
     task: Task, answer: Answer, *, content: bytes | None = None, blob: BlobRef | None = None
 ) -> Parcel:
-    """Return the reply parcel: content inline, or a blob, or the failure."""
+    """Return the reply parcel: content inline, or a blob, or the failure.
+
+    It has no deadline: whoever gets it says at once whether it came in time.
+    """
     body = work_pb2.Reply(task=task.parcel.id, content=content or b"", report=answer.report)
     if answer.content is None:
         body.failure.code = answer.code
         body.failure.reason = answer.reason[:REASON_LIMIT]
         body.failure.log_tail = answer.log_tail[-TAIL_LIMIT:]
-    deadline = task.parcel.deadline_unix_s
     data = body.SerializeToString()
     if len(data) > BODY_LIMIT:
         raise ValueError(f"a reply of {len(data)} bytes")
@@ -219,7 +219,6 @@ def reply_to(
         kind=ParcelKind.REPLY,
         run=task.parcel.run,
         round=task.parcel.round,
-        deadline_unix_s=deadline + REPLY_GRACE_S if deadline else 0.0,
         trace=task.parcel.trace,
         body=data,
         blobs=(blob,) if blob else (),

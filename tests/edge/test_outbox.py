@@ -1,5 +1,6 @@
 """The ledger: after a crash at any step, every task is either worked on again or answered."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,14 @@ def test_a_reply_to_a_task_that_was_cancelled_meanwhile_is_not_kept(tmp_path: Pa
     assert len(ledger.outbox) == 0
     assert ledger.states.current(one.run) is None
     assert Ledger(tmp_path).seen(one.id) is Seen.DONE
+
+
+def test_a_task_that_comes_again_with_more_time_has_it(tmp_path: Path) -> None:
+    ledger, one = Ledger(tmp_path), task()
+    ledger.take(one)
+    assert ledger.take(replace(one, deadline_unix_s=5e9)) is Seen.HELD
+    (again,) = Ledger(tmp_path).inbox
+    assert (again.id, again.deadline_unix_s, again.body) == (one.id, 5e9, one.body)
 
 
 def test_everything_survives_a_restart(tmp_path: Path) -> None:

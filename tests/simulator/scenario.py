@@ -56,13 +56,14 @@ class Scenario:
     calm_s: float = 0.0
 
 
-def draw(seed: int) -> Scenario:
-    """Return the scenario of a seed."""
-    dice = random.Random(f"scenario {seed}")
-    names = [f"device-{number + 1}" for number in range(dice.choice([1, 2, 3, 3, 4, 6]))]
+def draw(seed: int, *, short: bool = False) -> Scenario:
+    """Return the scenario of a seed; a short one has fewer devices, rounds and parameters."""
+    dice = random.Random(f"{'short' if short else 'scenario'} {seed}")
+    count = dice.choice([1, 2, 2] if short else [1, 2, 3, 3, 4, 6])
+    names = [f"device-{number + 1}" for number in range(count)]
     bad = _Bad(dice)
-    rounds = dice.choice([1, 2, 2, 3, 4])
-    size = dice.choice([30, 30, 300, 20_000, 40_000])
+    rounds = dice.choice([1, 2] if short else [1, 2, 2, 3, 4])
+    size = dice.choice([30, 300, 10_000] if short else [30, 30, 300, 20_000, 40_000])
     devices = tuple(_device(name, seed, bad, dice) for name in names)
     options = {
         "rounds": rounds,
@@ -73,14 +74,14 @@ def draw(seed: int) -> Scenario:
         "fraction": dice.choice([1.0, 1.0, 0.6]),
         "seed": dice.randrange(1000),
     }
-    calm_s = dice.choice([20.0, 60.0, 120.0, 300.0])
+    calm_s = dice.choice([20.0, 60.0] if short else [20.0, 60.0, 120.0, 300.0])
     return Scenario(
         seed=seed,
         devices=devices,
         weathers={name: _weather(bad, dice) for name in names},
         size=size,
-        evaluates=dice.random() < 0.3,
-        runs=dice.choice([1, 1, 1, 2]),
+        evaluates=not short and dice.random() < 0.3,
+        runs=1 if short else dice.choice([1, 1, 1, 2]),
         options=options,
         shore_slow_s=dice.choice([0.0, 0.0, 0.02, 0.5]),
         faults=tuple(sorted(_faults(names, bad, calm_s, dice), key=lambda one: one.at_s)),
@@ -104,6 +105,7 @@ class _Bad:
         self.shore_kills = some(0.3)
         self.shore_powers = some(0.2)
         self.shore_stops = some(0.15)
+        self.pauses = some(0.2)
         self.clocks = some(0.3)
         self.slow_disks = some(0.4)
         self.slow_devices = some(0.3)
@@ -180,6 +182,8 @@ def _faults(names: list[str], bad: _Bad, calm_s: float, dice: random.Random) -> 
         add("shore-power-within", 2, (0.1, 20.0), shore=True)
     if bad.shore_stops:
         add("shore-stop", 1, (0.5, 5.0), shore=True)
+    if bad.pauses:
+        add("pause", 2, (1.0, 40.0), shore=True)
     if bad.clocks:
         add("clock", 2)
         add("shore-clock", 1, shore=True)

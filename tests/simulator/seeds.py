@@ -1,15 +1,17 @@
 """Many seeds over all cores: progress, and the first seed that fails with what it broke."""
 
 import argparse
+import functools
 import gc
+import itertools
 import multiprocessing
 import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.pool import IMapIterator
 
+from tests.simulator.bugs import BUGS, planted
 from tests.simulator.story import Told, tell
 
 PROGRESS_S = 10.0
@@ -23,53 +25,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first one")
     parser.add_argument("--seed", type=int, help="only this one, told at length")
+    parser.add_argument("--short", action="store_true", help="shorter stories, more a second")
+    parser.add_argument("--bug", default="", choices=["", *BUGS], help="plant a bug on purpose")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     asked = parser.parse_args(arguments)
     if asked.seed is not None:
-        return _show(tell(asked.seed, shown=100_000), whole=True)
-    return _many(range(asked.first, asked.first + asked.seeds), asked.processes)
+        with planted(asked.bug):
+            told = tell(asked.seed, short=asked.short, shown=100_000)
+        return _show(told, whole=True)
+    seeds = range(asked.first, asked.first + asked.seeds)
+    story = functools.partial(_tell, short=asked.short, bug=asked.bug)
+    return _many(seeds, story, asked.processes)
 
 
-def told_by(seeds: Iterator[int] | range) -> Iterator[Told]:
+def told_by(seeds: Iterable[int], *, short: bool = False) -> Iterator[Told]:
     """Tell stories in this process, which then collects garbage between them and not during one."""
     gc.disable()
     try:
         for count, seed in enumerate(seeds):
-            yield tell(seed)
-            if count == FREEZE_AFTER:
-                gc.collect()
-                gc.freeze()  # what is loaded now stays: later collections look at little
-            elif count % COLLECT_EVERY == 0:
-                gc.collect()
+            yield tell(seed, short=short)
+            _collect(count)
     finally:
         gc.unfreeze()
         gc.enable()
 
 
-_told = 0
+def _collect(count: int) -> None:
+    if count == FREEZE_AFTER:
+        gc.collect()
+        gc.freeze()  # what is loaded now stays: later collections look at little
+    elif count % COLLECT_EVERY == 0:
+        gc.collect()
 
 
-def _tell(seed: int) -> Told:
+_counts = itertools.count()
+
+
+def _tell(seed: int, *, short: bool, bug: str) -> Told:
     """Tell one story in a process of the pool."""
-    global _told  # noqa: PLW0603 - counted per process
     gc.disable()
-    told = tell(seed)
-    _told += 1
-    if _told == FREEZE_AFTER:
-        gc.collect()
-        gc.freeze()
-    elif _told % COLLECT_EVERY == 0:
-        gc.collect()
+    with planted(bug):
+        told = tell(seed, short=short)
+    _collect(next(_counts))
     return told
 
 
-def _many(seeds: range, processes: int) -> int:
+def _many(seeds: range, story: Callable[[int], Told], processes: int) -> int:
     began = shown = time.monotonic()
     ends: Counter[str] = Counter()
     events = 0
     virtual_s = 0.0
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        stories: IMapIterator[Told] = pool.imap_unordered(_tell, seeds, chunksize=4)
+        stories: IMapIterator[Told] = pool.imap_unordered(story, seeds, chunksize=4)
         for count, told in enumerate(stories, 1):
             if told.broken:
                 print(f"{count - 1} of {len(seeds)} seeds were good", flush=True)
@@ -104,5 +111,6 @@ def _show(told: Told, *, whole: bool) -> int:
     if not told.broken:
         return 0
     print(f"\nseed {told.seed} breaks what must hold:\n  {told.broken}")
-    print(f"again, at length: make simulate SEED={told.seed}", file=sys.stderr)
+    short = " --short" if told.short else ""
+    print(f"again, at length: python -m tests.simulator --seed {told.seed}{short}", flush=True)
     return 1

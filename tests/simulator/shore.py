@@ -180,6 +180,11 @@ class Shore:
         return self._running is not None
 
     @property
+    def ready(self) -> bool:
+        """Whether devices and operators may come."""
+        return self.up and self._ready.is_set()
+
+    @property
     def ended(self) -> BaseException | None:
         """Why the coordinator has ended by itself, which it never should."""
         if self._running is None or not self._running.done():

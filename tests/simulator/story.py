@@ -27,6 +27,7 @@ from skerry_edge.links import crossing
 from skerry_edge.outbox import REPLY, Ledger
 from skerry_edge.routes import Route
 from skerry_protos import steady
+from skerry_protos.errors import SkerryError
 from skerry_protos.messages import Parcel, ParcelKind, RunId
 
 from tests.simulator import app, loop
@@ -63,13 +64,14 @@ class Told:
     events: int
     virtual_s: float
     ended: tuple[str, ...]  # the runs' final states
+    short: bool = False
     broken: str = ""
     last: tuple[str, ...] = ()
 
 
-def tell(seed: int, *, shown: int = SHOWN) -> Told:
+def tell(seed: int, *, short: bool = False, shown: int = SHOWN) -> Told:
     """Tell the story of a seed; what it breaks is in the result."""
-    scenario = draw(seed)
+    scenario = draw(seed, short=short)
     story = Story(scenario, shown=shown)
     broken = ""
     with _leaves(story), _listening(story):
@@ -87,6 +89,7 @@ def tell(seed: int, *, shown: int = SHOWN) -> Told:
         events=story.trace.events,
         virtual_s=story.now_s,
         ended=tuple(story.ended),
+        short=short,
         broken=broken,
         last=tuple(story.trace.last()) if broken or shown > SHOWN else (),
     )
@@ -204,10 +207,32 @@ class Story:
             case "shore-kill-within" | "shore-power-within" if self.shore.up:
                 self.shore.disk.on_death = lambda: self._die(self.shore, self._end_shore(fault))
                 self.shore.disk.arm(int(fault.amount * 40))
+            case "pause" if self.shore.up:
+                await self._pause(fault)
             case "clock" if device is not None:
                 device.node.wrong_s += _step(fault.amount)
             case "shore-clock":
                 self.shore.node.wrong_s += _step(fault.amount)
+
+    async def _pause(self, fault: Fault) -> None:
+        """Have an operator pause a run, and resume it, whatever lies between."""
+        run = self.runs[int(fault.amount * len(self.runs))]
+        for order, then_s in (("pause", fault.lasts_s), ("resume", 0.0)):
+            while not await self._ordered(order, run):  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(5.0)  # the operator tries again
+            await asyncio.sleep(then_s)
+
+    async def _ordered(self, order: str, run: RunId) -> bool:
+        """Give the coordinator an order; return whether it heard it, whatever it said."""
+        if not self.shore.ready:
+            return False
+        given = self.shore.call(getattr(self.shore.runs, order)(run, "operator"))
+        await asyncio.wait({given}, timeout=60.0)
+        if not given.done():
+            return False
+        with contextlib.suppress(SkerryError):
+            given.result()
+        return True
 
     def _die(self, who: Device | Shore, then: Coroutine[Any, Any, None]) -> None:
         """Kill a node whose own code is on the stack; the rest comes when that has gone."""
