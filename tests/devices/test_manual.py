@@ -1,13 +1,15 @@
 """The pages that list commands and errors are complete."""
 
+import pkgutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import skerry_cloud
 import skerry_cloud.api.errors
-import skerry_cloud.coordinator
-import skerry_devices.demo
-import skerry_devices.simulated
-import skerry_devices.watch  # noqa: F401 - errors are found by having been imported
+import skerry_devices
+import skerry_edge
+import skerry_protos
 from skerry_devices.manual import MARKER, commands, manual
 from skerry_protos.errors import RefusalCode, RejectCode, SkerryError
 
@@ -27,11 +29,20 @@ def test_every_command_is_in_the_manual(command: str) -> None:
     assert f"\n## skerry {command}\n" in CLI.read_text()
 
 
+def import_all() -> None:
+    """Import every module: errors are found by having been imported."""
+    for package in (skerry_protos, skerry_edge, skerry_cloud, skerry_devices):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith(("__main__", "_pb2", "_pb2_grpc")):
+                import_module(module.name)
+
+
 def subclasses(kind: type[SkerryError]) -> set[type[SkerryError]]:
     return {kind}.union(*(subclasses(each) for each in kind.__subclasses__()))
 
 
 def test_every_code_and_exit_status_is_explained() -> None:
+    import_all()
     page = ERRORS.read_text()
     kinds = {kind for kind in subclasses(SkerryError) if kind.__module__.startswith("skerry_")}
     codes = {
