@@ -1,4 +1,4 @@
-"""python -m tests.simulator [--seeds N] [--from N] [--seed N]: see docs/simulator.md."""
+"""python -m tests.simulator [--seeds N] [--first N] [--seed N]: see docs/simulator.md."""
 
 import os
 import sys

@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from multiprocessing.pool import IMapIterator
+from multiprocessing.pool import Pool
 
 from tests.simulator.bugs import BUGS, planted
 from tests.simulator.story import Told, tell
@@ -17,6 +17,8 @@ from tests.simulator.story import Told, tell
 PROGRESS_S = 10.0
 FREEZE_AFTER = 3
 COLLECT_EVERY = 20
+BLOCK = 40
+"""Seeds of one process that are begun together: the time is looked at between blocks."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="shorter stories, more a second")
     parser.add_argument("--bug", default="", choices=["", *BUGS], help="plant a bug on purpose")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="begin no more seeds after so long"
+    )
     asked = parser.parse_args(arguments)
     if asked.seed is not None:
         with planted(asked.bug):
@@ -35,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _show(told, whole=True)
     seeds = range(asked.first, asked.first + asked.seeds)
     story = functools.partial(_tell, short=asked.short, bug=asked.bug)
-    return _many(seeds, story, asked.processes)
+    return _many(seeds, story, processes=asked.processes, seconds=asked.seconds)
 
 
 def told_by(seeds: Iterable[int], *, short: bool = False) -> Iterator[Told]:
@@ -70,18 +75,20 @@ def _tell(seed: int, *, short: bool, bug: str) -> Told:
     return told
 
 
-def _many(seeds: range, story: Callable[[int], Told], processes: int) -> int:
+def _many(
+    seeds: range, story: Callable[[int], Told], *, processes: int, seconds: float = float("inf")
+) -> int:
     began = shown = time.monotonic()
     ends: Counter[str] = Counter()
-    events = 0
+    count = events = 0
     virtual_s = 0.0
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        stories: IMapIterator[Told] = pool.imap_unordered(story, seeds, chunksize=4)
-        for count, told in enumerate(stories, 1):
+        for told in _in_time(pool, story, seeds, block=BLOCK * processes, until=began + seconds):
             if told.broken:
-                print(f"{count - 1} of {len(seeds)} seeds were good", flush=True)
+                print(f"{count} of {len(seeds)} seeds were good", flush=True)
                 pool.terminate()
                 return _show(told, whole=False)
+            count += 1
             ends.update(told.ended)
             events += told.events
             virtual_s += told.virtual_s
@@ -96,11 +103,23 @@ def _many(seeds: range, story: Callable[[int], Told], processes: int) -> int:
                 )
     took = time.monotonic() - began
     print(
-        f"{len(seeds)} seeds hold: {took:.0f} s, {len(seeds) / took:.1f} seeds a second on "
-        f"{processes} processes, {events} packets and events, {virtual_s / 86400:.1f} days of "
-        f"virtual time; runs ended {dict(sorted(ends.items()))}"
+        f"{count} seeds hold ({seeds.start} to {seeds.start + count - 1}): {took:.0f} s, "
+        f"{count / took:.1f} seeds a second on {processes} processes, {events} packets and events, "
+        f"{virtual_s / 86400:.1f} days of virtual time; runs ended {dict(sorted(ends.items()))}"
     )
+    if count < len(seeds):
+        print(f"stopped for the time; go on with --first {seeds.start + count}")
     return 0
+
+
+def _in_time(
+    pool: Pool, story: Callable[[int], Told], seeds: range, *, block: int, until: float
+) -> Iterator[Told]:
+    """Yield the stories of whole blocks of seeds, until all are told or the time is over."""
+    for place in range(0, len(seeds), block):
+        if time.monotonic() > until:
+            return
+        yield from pool.imap_unordered(story, seeds[place : place + block], chunksize=4)
 
 
 def _show(told: Told, *, whole: bool) -> int:
