@@ -8,7 +8,7 @@ bytes.
 import json
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from securesystemslib.signer import CryptoSigner
@@ -16,11 +16,8 @@ from skerry_protos.artefacts import DEVICE, SIGNED_AT, WITHDRAWN
 from skerry_protos.messages import DeviceId
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets, Timestamp
 
+from skerry_cloud.models.online import WORD_LIFE
 from skerry_cloud.store.models import Assignment
-
-LIFE = timedelta(days=3)
-"""A word older than this is refused: a device that was away longer is told anew."""
-FRESH_S = 24 * 3600.0
 
 
 def word(
@@ -34,7 +31,7 @@ def word(
     """Return the director's metadata for one device, all of version `number`."""
     every = list(assigned)
     withdrawn = {each.model: each.rollout for each in every if not each.target}
-    expires = (datetime.now(UTC) + LIFE).replace(microsecond=0)
+    expires = (datetime.now(UTC) + WORD_LIFE).replace(microsecond=0)
     targets = Targets(
         version=number,
         expires=expires,

@@ -4,6 +4,7 @@ They say what is newest and who gets what, never what may run: a stolen one cann
 """
 
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +17,12 @@ from skerry_cloud.certificates import private_pem
 from skerry_cloud.files import write_private
 
 ROLES = ("snapshot", "timestamp", "director", "apps")
+WORD_LIFE = timedelta(hours=24)
+"""How long a timestamp and the director's word hold: so long an update can be held back unnoticed,
+and no clock that is further ahead lets anything in."""
+FRESH_S = 6 * 3600.0
+"""They are signed anew when they are so old. What a device is handed holds for 18 h more at least:
+a clock that is half a day ahead, as one set to the wrong time zone, takes updates all the same."""
 
 
 class OnlineKeys:

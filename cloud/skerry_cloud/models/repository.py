@@ -26,7 +26,7 @@ from skerry_protos.errors import RejectedError, TrustError
 from skerry_protos.messages import BlobRef
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
-from skerry_cloud.models.online import OnlineKeys
+from skerry_cloud.models.online import FRESH_S, WORD_LIFE, OnlineKeys
 from skerry_cloud.models.signing import read, signatures_missing
 from skerry_cloud.store import Store
 from skerry_cloud.store import models as kept
@@ -36,10 +36,6 @@ log = logging.getLogger(__name__)
 
 MODELS, DIRECTOR = "models", "director"
 SNAPSHOT_LIFE = timedelta(days=30)
-TIMESTAMP_LIFE = timedelta(days=3)
-"""A device is offered nothing older than this: how long an update can be held back unnoticed."""
-FRESH_S = 24 * 3600.0
-"""How often snapshot and timestamp are signed anew when nothing else changes."""
 LOOK_S = 600.0
 OFFERED = ("root", "director-root", "targets", *CHANNELS)
 """What offline metadata may be sent, in the order in which it is verified."""
@@ -206,7 +202,7 @@ class Repository:
         timestamp = Metadata(
             Timestamp(
                 version=held.signed.version + 1 if held else 1,
-                expires=_in(TIMESTAMP_LIFE),
+                expires=_in(WORD_LIFE),
                 snapshot_meta=MetaFile(version),
                 unrecognized_fields={SIGNED_AT: round(now)},
             )
@@ -217,7 +213,7 @@ class Repository:
         return [_signed("snapshot", snapshot), _signed("timestamp", timestamp)]
 
     async def _freshen(self) -> None:
-        """Sign snapshot and timestamp anew when they are a day old; the lock is held."""
+        """Sign snapshot and timestamp anew when they have grown old; the lock is held."""
         if not self.initialised or time.time() - self._signed_at < FRESH_S:
             return
         after = self._state.copy()

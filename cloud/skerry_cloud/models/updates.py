@@ -35,7 +35,8 @@ from skerry_protos.messages import (
 from skerry_protos.v1 import models_pb2
 
 from skerry_cloud.fleets import Fleet
-from skerry_cloud.models.director import FRESH_S, word
+from skerry_cloud.models.director import word
+from skerry_cloud.models.online import FRESH_S, WORD_LIFE
 from skerry_cloud.models.repository import Repository
 from skerry_cloud.store import Store
 from skerry_cloud.store import models as kept
@@ -47,7 +48,8 @@ log = logging.getLogger(__name__)
 TOLD_AT_ONCE = 32
 """Devices that are told at the same time."""
 ACCEPT_PATIENCE_S = 10.0
-UPDATE_LIFE_S = 2 * 24 * 3600.0
+UPDATE_LIFE_S = WORD_LIFE.total_seconds() - FRESH_S
+"""Later it would be refused as expired; the device is told anew when it comes."""
 
 Heard = Callable[[Report], None]
 

@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 FETCH_S = 3600.0
 """One attempt at a download; what has come is kept, and the next attempt goes on from there."""
 AGAIN_S = 10.0
+STALE_S = 3600.0
+"""An update noted longer ago (or before the agent started) that has expired is asked for anew."""
 
 
 class Updates:
@@ -75,6 +77,7 @@ class Updates:
         self.reports = Reports(self.trust / "reports", route, now)
         self._pending = self.trust / "update.json"
         self._server: tuple[float, float] | None = None
+        self._accepted: float | None = None  # since boot; None: by an agent before this one
         self._wake = asyncio.Event()
         self._watches: dict[str, Watch] = {}
         self._turns: dict[str, asyncio.Lock] = {}
@@ -113,6 +116,7 @@ class Updates:
                 "images": {"digest": images.digest, "size": images.size},
             }
             await asyncio.to_thread(write_json, self._pending, note)
+        self._accepted = steady.since_boot()
         self._wake.set()
 
     async def run(self) -> None:
@@ -199,6 +203,9 @@ class Updates:
                 "director": director,
             }
         )
+        if verdict["expired"] and self._is_stale():
+            self._ask_anew(director)
+            return
         if verdict["refused"]:
             self._refuse(director, verdict["refused"])
             return
@@ -213,6 +220,21 @@ class Updates:
     async def _metadata(self, ref: BlobRef) -> dict[str, bytes]:
         path = self._blobs.path(ref.digest) or await self._route.fetch(ref, deadline_s=FETCH_S)
         return read_set(await asyncio.to_thread(path.read_bytes))
+
+    def _is_stale(self) -> bool:
+        return self._accepted is None or steady.since_boot() - self._accepted > STALE_S
+
+    def _ask_anew(self, director: Mapping[str, bytes]) -> None:
+        """Have an update said again that grew too old on this disk, as while the power was off."""
+        log.info("the update has expired while it waited here: asking for it anew")
+        for release in _claimed(director):
+            live = self.slots(release.model).live if release.model in self._watches else None
+            self.reports.say(
+                Phase.VERIFYING,
+                release,
+                why="the update had expired before the device could take it",
+                serving=live.release if live else None,
+            )
 
     def _refuse(self, director: Mapping[str, bytes], why: str) -> None:
         """Report that an update was refused; what it claims to be about is only repeated."""

@@ -67,6 +67,7 @@ class Verdict:
     assigned: tuple[Assigned, ...] = ()
     withdrawn: dict[str, str] = field(default_factory=dict)  # model -> by which rollout
     refused: str = ""
+    expired: bool = False  # refused for its age alone: a newer word may be taken
     floor: float = 0.0
 
 
@@ -101,7 +102,11 @@ def verify(question: Question) -> Verdict:
             number=targets.version, assigned=assigned, withdrawn=_withdrawn(targets), floor=kept
         )
     except (tuf_errors.RepositoryError, tuf_errors.DownloadError) as error:
-        return Verdict(refused=_explained(error, now, question), floor=floor(trust))
+        return Verdict(
+            refused=_explained(error, now, question),
+            expired=isinstance(error, tuf_errors.ExpiredMetadataError),
+            floor=floor(trust),
+        )
     except (TrustError, PeerError) as error:
         return Verdict(refused=error.message, floor=floor(trust))
 

@@ -12,6 +12,7 @@ from securesystemslib.signer import CryptoSigner
 from skerry_cloud.models import ceremonies, signing
 from skerry_cloud.models.ceremonies import Thresholds
 from skerry_cloud.models.director import word
+from skerry_cloud.models.online import WORD_LIFE
 from skerry_cloud.models.signing import Held
 from skerry_cloud.store.models import Assignment
 from skerry_edge.models.verify import Question, Verdict, verify
@@ -20,6 +21,7 @@ from skerry_protos.messages import DeviceId, Digest, digest_of
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
 
 Change = Callable[[Any], None]
+LIFE_S = WORD_LIFE.total_seconds()
 ONLINE = ("snapshot", "timestamp", "director", "apps")
 
 
@@ -81,7 +83,7 @@ class Repo:
             ceremonies.sign_targets(channel, self.newest[channel], {}, self.held, drop=[target])
         )
 
-    def publish(self, *, change: Change = lambda _: None, life: float = 3600.0) -> None:
+    def publish(self, *, change: Change = lambda _: None, life: float = LIFE_S) -> None:
         """Make the next snapshot and timestamp; `change` may spoil the snapshot."""
         self.version += 1
         expires = _after(life)
