@@ -4,11 +4,9 @@ On Linux the kernel itself sends a child SIGTERM when the parent dies, however i
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +15,10 @@ from typing import Self
 
 import psutil
 from skerry_protos.errors import SkerryError
+from skerry_protos.kin import dying_with_parent
 
 from skerry_devices.signals import shielded
 
-PR_SET_PDEATHSIG = 1
 STOP_S = 10.0
 
 
@@ -94,13 +92,12 @@ class Child:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command,
+                [*dying_with_parent(signal.SIGTERM), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **env},
                 start_new_session=True,  # a Ctrl-C at the terminal is ours to pass on
-                preexec_fn=_die_with(os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509
             )
 
     @property
@@ -154,18 +151,3 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
                 process.kill()
                 left.append(process)
     psutil.wait_procs(left, timeout=5.0)
-
-
-class _die_with:  # noqa: N801 - called as a function, and a closure would be run after fork
-    """Called in the child before exec: ask the kernel for SIGTERM when the parent dies."""
-
-    libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-    def __init__(self, parent: int) -> None:
-        self._parent = parent
-
-    def __call__(self) -> None:
-        assert self.libc is not None
-        self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != self._parent:  # it died before we could ask
-            os.kill(os.getpid(), signal.SIGTERM)

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import secrets
-import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Self
 
 import aiomqtt
 from skerry_protos.errors import ConfigError, LinkError
+from skerry_protos.kin import dying_with_parent
 from skerry_protos.messages import DeviceId
 from skerry_protos.topics import COORDINATOR, ROOT
 
@@ -122,7 +122,7 @@ class Mosquitto:
         self._trim_log()
         mark = self._log.stat().st_size
         self._process = await asyncio.create_subprocess_exec(
-            *_dying_with_parent(),
+            *dying_with_parent(),
             self._program,
             "-c",
             str(self._state / "mosquitto.conf"),
@@ -285,15 +285,3 @@ def _says_running(path: Path, since: int) -> bool:
     with path.open("rb") as file:
         file.seek(since)
         return b" running\n" in file.read()
-
-
-def _dying_with_parent() -> list[str]:
-    """Return what goes before a command so that it is killed when this process dies.
-
-    Not a preexec_fn: with one Python forks instead of vforks, and where gRPC's threads run the
-    child hangs now and then before it is a mosquitto (1 of 80 starts in the tests).
-    """
-    setpriv = shutil.which("setpriv")  # of util-linux; busybox has one without the option
-    if setpriv is None or Path(setpriv).resolve().name == "busybox":
-        return []
-    return [setpriv, "--pdeathsig", "KILL", "--"]
