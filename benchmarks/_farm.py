@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from skerry_cloud.__main__ import ARENAS
 from skerry_cloud.coordinator import secrets_in
 from skerry_cloud.fleets.grpc import GrpcFleet
 from skerry_cloud.identity import Authority
@@ -25,6 +26,7 @@ from skerry_devices.apps import read_app
 from skerry_edge.links import LinkConfig
 from skerry_edge.links.grpc import GrpcLink
 from skerry_protos import records as codec
+from skerry_protos.allocator import share_arenas
 from skerry_protos.blobs import LocalBlobs
 from skerry_protos.messages import DeviceId, Parcel, ParcelId, ParcelKind
 from skerry_protos.records import Records
@@ -172,6 +174,7 @@ def say(what: dict[str, object]) -> None:
 
 
 def main() -> None:
+    share_arenas(ARENAS)
     what, home, count, *rest = sys.argv[1:]
     if what == "coordinator":
         asyncio.run(coordinator(Path(home), int(count)))

@@ -6,9 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from skerry_protos.allocator import share_arenas
 from skerry_protos.errors import SkerryError
 from skerry_protos.versions import installed_version
 
+ARENAS = 2
+"""Heaps for all threads: with one for each, what they freed of 100 replies took 40 MB more."""
 FLAGS = {
     "host": "address to listen on (default 127.0.0.1; 0.0.0.0 or :: for all)",
     "public-host": "name or address that devices and operators reach this machine by",
@@ -52,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
+    share_arenas(ARENAS)
     given = parser().parse_args(arguments)
     if given.version:
         print(f"skerry-coordinator {installed_version('skerry-cloud')}")  # noqa: T201
