@@ -37,7 +37,7 @@ test: setup  ## Run the tests (marked slow: not) in JOBS processes at once
 	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
 slow: setup  ## Run the long soak and chaos tests
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m slow -n 2 $(PYTEST_ARGS)
 
 faults: setup  ## Break things on purpose, full counts: make faults [ROWS=1,4] [COUNT=20]
 	$(BIN)/python -m tests.faults --rows '$(ROWS)' --count '$(or $(COUNT),0)'

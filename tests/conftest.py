@@ -1,8 +1,16 @@
-"""For all tests: signals act as they do at a terminal, and Hypothesis leaves the clock alone."""
+"""For all tests: signals act as they do at a terminal, and Hypothesis leaves the clock alone.
 
+Slow tests begin only while SKERRY_TESTS_UNTIL (seconds since 1970) lies ahead, where it is set.
+"""
+
+import os
 import signal
+import time
 
+import pytest
 from hypothesis import settings
+
+UNTIL = float(os.environ.get("SKERRY_TESTS_UNTIL") or "inf")
 
 
 def pytest_configure() -> None:
@@ -16,3 +24,9 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.register_profile("beside others", deadline=None)
     settings.load_profile("beside others")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out a slow test that begins too late, and say so."""
+    if item.get_closest_marker("slow") is not None and time.time() > UNTIL:
+        pytest.skip("no time was left for it in this run (SKERRY_TESTS_UNTIL)")
