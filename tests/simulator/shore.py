@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import importlib
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -111,6 +112,13 @@ def _authority() -> Authority:
     """Return an authority for the registry; no simulated device renews its certificate."""
     with tempfile.TemporaryDirectory() as folder:
         return Authority.open(Path(folder))
+
+
+def make_ready() -> None:
+    """Make what a process makes once and keeps: its first story is told as all the others."""
+    _authority()
+    _empty_database()
+    importlib.import_module("numpy.random")  # draws a secret when it is loaded
 
 
 class _Fleet(Sessions):
@@ -258,6 +266,8 @@ class Shore:
         self._trace.note("coordinator", "is stopped")
         self._running.cancel()
         await asyncio.wait({self._running})
+        self._loop.kill(self.node)  # with its process ends what a start that was cut short began
+        self._network.welcome = None
         self._running = None
 
     def states(self) -> dict[str, str]:

@@ -44,7 +44,7 @@ from tests.simulator.loop import BEGIN_S, EPOCH_S, NODE, PowerCutError, Simulate
 from tests.simulator.network import Network
 from tests.simulator.scenario import Fault, Scenario, draw
 from tests.simulator.server import SimulatedServer
-from tests.simulator.shore import KEY_PEM, Shore
+from tests.simulator.shore import KEY_PEM, Shore, make_ready
 from tests.simulator.threads import Threading
 from tests.simulator.trace import SHOWN, Trace
 
@@ -74,6 +74,7 @@ def tell(seed: int, *, short: bool = False, shown: int = SHOWN) -> Told:
     scenario = draw(seed, short=short)
     story = Story(scenario, shown=shown)
     broken = ""
+    make_ready()
     with _leaves(story), _listening(story):
         try:
             loop.run(story.run, random.Random(f"disks {seed}"))
