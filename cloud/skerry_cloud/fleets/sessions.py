@@ -243,6 +243,8 @@ class Sessions:
         old, visit = self._sessions.get(device), self._visits.pop(device, None)
         if expiry := self._expiries.pop(device, None):
             expiry.cancel()
+        if old is not None and not old.number:
+            return old, False  # its first Welcome never left: the device knows of no session
         if old is not None and resume == old.number:
             if visit is not None:
                 visit.cut("the device came back on another connection")
