@@ -17,8 +17,19 @@ from skerry_protos.settings import load_tables, read_table, require_known
 from skerry_edge.conditions import Conditions
 from skerry_edge.energy.budget import EnergyTable
 from skerry_edge.inference.settings import InferenceTable
+from skerry_edge.models.choice import ChoiceTable
 
-TABLES = ("agent", "node", "limits", "conditions", "labels", "energy", "inference", "models")
+TABLES = (
+    "agent",
+    "node",
+    "limits",
+    "conditions",
+    "labels",
+    "energy",
+    "inference",
+    "models",
+    "choice",
+)
 LINKS = ("auto", "grpc", "mqtt")
 
 NodeConfig = dict[str, bool | int | float | str]
@@ -118,6 +129,7 @@ class AgentConfig:
     energy: EnergyTable = field(default_factory=EnergyTable)
     inference: InferenceTable = field(default_factory=InferenceTable)
     models: ModelsTable = field(default_factory=ModelsTable)
+    choice: ChoiceTable = field(default_factory=ChoiceTable)
 
     @property
     def file(self) -> Path:
@@ -168,6 +180,9 @@ def read_config(
     values["energy"] = read_table(EnergyTable, {**watts, **energy}, source=source, name="energy")
     values["models"] = read_table(
         ModelsTable, tables.get("models", {}), source=source, name="models"
+    )
+    values["choice"] = read_table(
+        ChoiceTable, tables.get("choice", {}), source=source, name="choice"
     )
     values["node"] = _flat(tables.get("node", {}), source)
     values["labels"] = _labels(tables.get("labels", {}), source)

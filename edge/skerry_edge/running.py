@@ -11,10 +11,12 @@ from skerry_protos.allocator import share_arenas
 
 from skerry_edge.agent import Agent
 from skerry_edge.config import AgentConfig, load_config
-from skerry_edge.energy import open_budget
+from skerry_edge.energy import Throttle, open_budget
 from skerry_edge.identity import Identity
 from skerry_edge.inference.selftest import Trials
 from skerry_edge.inference.service import Inference
+from skerry_edge.models import Service
+from skerry_edge.models.variants import Variants
 from skerry_edge.status import alone
 from skerry_edge.telemetry import capabilities
 
@@ -68,10 +70,27 @@ async def _serve(config: AgentConfig, identity: Identity) -> None:
         return
     budget = open_budget(config.home, config.energy)
     trials = Trials(
-        threads=config.inference.threads or 1, memory_bytes=config.limits.memory_mb * 2**20
+        threads=config.inference.threads or 1,
+        memory_bytes=config.limits.memory_mb * 2**20,
+        energy=config.energy,
     )
     async with Inference(config, identity.device, budget) as inference:
-        agent = Agent(config, identity, budget=budget, self_test=trials, service=inference)
+        service: Service = inference
+        variants = None
+        if config.choice.objective != "assigned" or config.energy.daily_j:
+            service = variants = Variants(
+                config.home,
+                inference,
+                trials,
+                table=config.choice,
+                profile=config.agent.profile,
+                capabilities=capabilities(),
+                energy_source=budget.source,
+                sparing=lambda: budget.throttle >= Throttle.SCARCE,
+            )
+        agent = Agent(config, identity, budget=budget, self_test=trials, service=service)
+        if variants is not None:
+            variants.journal = agent.note
         inference.journal, inference.ask_cloud = agent.note, agent.ask_cloud
         await agent.run()
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from skerry_protos.errors import ConfigError
 
+from skerry_edge.models.variants import shown as variants
+
 FILE = "status.json"
 LOCK = "agent.lock"
 
@@ -100,4 +102,4 @@ def lines(status: Status | None, home: Path) -> list[str]:
     if status.waiting_for:
         shown.append(f"waiting for {status.waiting_for}")
     shown.append(f"tasks held: {len(status.tasks)}; replies to deliver: {status.replies}")
-    return shown
+    return shown + variants(home)

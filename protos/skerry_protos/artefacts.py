@@ -19,6 +19,17 @@ CHANNELS: Final = ("stable", "canary")
 """Delegated roles of the models' repository, each for the paths that begin with its name."""
 APPS: Final = "apps"
 """The delegated role for bundles of runs' apps: it can never sign a model."""
+RUNTIMES: Final[Mapping[str, frozenset[str]]] = {
+    "onnx": frozenset({"onnxruntime"}),
+    "litert": frozenset({"litert", "tflite"}),
+}
+"""Runtime of an artefact: the capabilities of a device, any of which runs it."""
+VARIANT_OF: Final = "variant_of"
+"""Custom field of the director's targets: it may be served in place of that path."""
+VARIANTS: Final = "variants"
+"""Key of a release's wish: what may be served in its place, filled in by the device alone."""
+VARIANTS_LIMIT: Final = 8
+"""Most variants of one release."""
 SET_LIMIT: Final = 8 * 1024**2
 """Largest metadata set, bytes."""
 SET_FILES: Final = 600

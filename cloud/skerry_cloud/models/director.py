@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from securesystemslib.signer import CryptoSigner
-from skerry_protos.artefacts import DEVICE, SIGNED_AT, WITHDRAWN
+from skerry_protos.artefacts import DEVICE, SIGNED_AT, VARIANT_OF, WITHDRAWN
 from skerry_protos.messages import DeviceId
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, TargetFile, Targets, Timestamp
 
@@ -27,15 +27,26 @@ def word(
     signer: CryptoSigner,
     *,
     roots: Mapping[int, bytes],
+    variants: Mapping[str, Mapping[str, tuple[str, int]]] | None = None,
 ) -> dict[str, bytes]:
-    """Return the director's metadata for one device, all of version `number`."""
+    """Return the director's metadata for one device, all of version `number`.
+
+    `variants` are, by assigned path, other artefacts of the same version that the device may serve
+    in its place: their paths, with digest and size.
+    """
     every = list(assigned)
+    others = {
+        path: TargetFile(size, {"sha256": digest}, path, {"custom": {VARIANT_OF: each.target}})
+        for each in every
+        for path, (digest, size) in (variants or {}).get(each.target, {}).items()
+    }
     withdrawn = {each.model: each.rollout for each in every if not each.target}
     expires = (datetime.now(UTC) + WORD_LIFE).replace(microsecond=0)
     targets = Targets(
         version=number,
         expires=expires,
-        targets={
+        targets=others
+        | {
             each.target: TargetFile(
                 each.size,
                 {"sha256": each.digest},

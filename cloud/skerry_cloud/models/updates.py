@@ -15,7 +15,14 @@ from typing import Any, Protocol, Self
 import sqlalchemy as sa
 from google.protobuf.message import DecodeError
 from skerry_protos import steady
-from skerry_protos.artefacts import SETTLED, Phase, Reading, TargetPath, pack_set
+from skerry_protos.artefacts import (
+    SETTLED,
+    VARIANTS_LIMIT,
+    Phase,
+    Reading,
+    TargetPath,
+    pack_set,
+)
 from skerry_protos.errors import (
     LinkError,
     RejectCode,
@@ -37,10 +44,11 @@ from skerry_protos.v1 import models_pb2
 from skerry_cloud.fleets import Fleet
 from skerry_cloud.models.director import word
 from skerry_cloud.models.online import FRESH_S, WORD_LIFE
+from skerry_cloud.models.registry import target_path
 from skerry_cloud.models.repository import Repository
 from skerry_cloud.store import Store
 from skerry_cloud.store import models as kept
-from skerry_cloud.store.models import Assignment, Report
+from skerry_cloud.store.models import Artefact, Assignment, Report
 from skerry_cloud.telemetry import printable
 
 log = logging.getLogger(__name__)
@@ -200,22 +208,40 @@ class Updates:
         keyid = str(signer.public_key.keyid)
         held = self._words.get(device)
 
-        def look(connection: sa.Connection) -> tuple[int, list[Assignment]]:
+        def look(
+            connection: sa.Connection,
+        ) -> tuple[int, list[Assignment], dict[str, list[Artefact]]]:
             number = kept.number_of(connection, device)
             old = held is None or time.time() - held.at > FRESH_S or held.keyid != keyid
             if old:
                 number = kept.renumber(connection, device)
-            return number, kept.assigned(connection, device=device)
+            assigned = kept.assigned(connection, device=device)
+            return number, assigned, _siblings(connection, assigned)
 
-        number, assigned = await self._store.write(look)
+        number, assigned, siblings = await self._store.write(look)
         if held is not None and held.number == number:
             return held
         roots = self._repository.director_roots()
-        files = await asyncio.to_thread(word, device, number, assigned, signer, roots=roots)
+        variants = {target: self._variants(target, every) for target, every in siblings.items()}
+        files = await asyncio.to_thread(
+            word, device, number, assigned, signer, roots=roots, variants=variants
+        )
         made = self._words[device] = _Word(
             number=number, at=time.time(), said=pack_set(files), keyid=keyid
         )
         return made
+
+    def _variants(self, target: str, every: Iterable[Artefact]) -> dict[str, tuple[str, int]]:
+        """Return what is signed in the same channel and may be served in place of `target`."""
+        channel = TargetPath.parse(target).channel
+        found: dict[str, tuple[str, int]] = {}
+        for each in every:
+            path = str(target_path(channel, each))
+            signed = self._repository.target(path)
+            same = signed is not None and signed.hashes.get("sha256") == each.digest
+            if path != target and same and len(found) < VARIANTS_LIMIT:
+                found[path] = (each.digest, each.size)
+        return found
 
     # What is heard.
 
@@ -229,6 +255,19 @@ class Updates:
                 self._words.pop(device, None)
                 self.tell([device])
             self.on_report(report)
+
+
+def _siblings(
+    connection: sa.Connection, assigned: Iterable[Assignment]
+) -> dict[str, list[Artefact]]:
+    """Return every artefact of each assigned version, by the assigned path."""
+    found = {}
+    for each in assigned:
+        if each.target:
+            path = TargetPath.parse(each.target)
+            version = kept.find(connection, path.model, path.version)
+            found[each.target] = list(version.artefacts) if version is not None else []
+    return found
 
 
 def _read_report(device: DeviceId, parcel: Parcel) -> Report:

@@ -3,14 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from skerry_protos.artefacts import RUNTIMES
+
 from skerry_cloud.store.devices import Device
 from skerry_cloud.store.models import Artefact
-
-CAPABILITIES: Mapping[str, frozenset[str]] = {
-    "onnx": frozenset({"onnxruntime"}),
-    "litert": frozenset({"litert", "tflite"}),
-}
-"""Runtime of an artefact: what a device must say it has, any of these."""
 
 
 def choose(artefacts: Sequence[Artefact], device: Device | None) -> Artefact | str:
@@ -24,7 +20,7 @@ def choose(artefacts: Sequence[Artefact], device: Device | None) -> Artefact | s
         runnable = [
             each
             for each in suited
-            if not (needed := CAPABILITIES.get(each.runtime)) or needed & device.capabilities
+            if not (needed := RUNTIMES.get(each.runtime)) or needed & device.capabilities
         ]
         if not runnable:
             wanted = ", ".join(sorted({each.runtime for each in suited}))

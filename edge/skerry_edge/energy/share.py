@@ -5,16 +5,28 @@ half of it. That is as near as a meter of the whole device comes.
 """
 
 import time
+from typing import Protocol
 
 import psutil
 
-from skerry_edge.energy.budget import Budget
+
+class Account(Protocol):
+    """Who counts the device's energy (skerry_edge.energy.Budget)."""
+
+    @property
+    def total_j(self) -> float:
+        """Joules at the last reading."""
+        ...
+
+    def update(self) -> float:
+        """Take a reading."""
+        ...
 
 
 class Share:
     """Energy of one consumer between looks."""
 
-    def __init__(self, budget: Budget, *, idle_w: float) -> None:
+    def __init__(self, budget: Account, *, idle_w: float) -> None:
         """Begin to count; `idle_w` is what the device takes while nothing happens."""
         self._budget, self._idle_w = budget, idle_w
         self._last = self._look()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from skerry_protos.errors import DeadlineError, SkerryError
 
+from skerry_edge.energy import EnergyTable
 from skerry_edge.models.slots import Slot
 
 OUTPUT_LIMIT = 1 << 16
@@ -18,9 +19,12 @@ PASSED = ("PATH", "LANG", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", 
 class Trials:
     """Implements `skerry_edge.models.SelfTest`."""
 
-    def __init__(self, *, threads: int = 1, memory_bytes: int = 0) -> None:
+    def __init__(
+        self, *, threads: int = 1, memory_bytes: int = 0, energy: EnergyTable | None = None
+    ) -> None:
         """Give each trial at most `memory_bytes` of memory; 0: no limit."""
         self._threads, self._memory = threads, memory_bytes
+        self._energy = energy or EnergyTable()
 
     async def test(self, slot: Slot, *, timeout_s: float) -> Mapping[str, float]:
         """Return the readings of a release's self test; raise SkerryError saying why it failed."""
@@ -30,6 +34,8 @@ class Trials:
             str(slot.content),
             str(self._threads),
             str(self._memory),
+            str(self._energy.idle_w),
+            str(self._energy.busy_w),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

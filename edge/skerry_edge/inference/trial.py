@@ -1,6 +1,6 @@
 """The self test of an artefact: load it, answer its golden set, say how it went.
 
-Called with FOLDER THREADS BYTES.
+Called with FOLDER THREADS BYTES IDLE_W BUSY_W (the device's watts, for estimates of energy).
 
 Runs as a process of its own, apart from what serves: a model that crashes its runtime or takes all
 memory takes nothing else with it. Prints one JSON object.
@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from skerry_protos.errors import SkerryError
 
+from skerry_edge.energy.inference import energy_of
+from skerry_edge.energy.meters import find_meter
 from skerry_edge.inference.predictor import Predictor
 from skerry_edge.inference.runtimes import ModelError
 
@@ -25,7 +27,9 @@ LATENCY_RUNS = 30
 NICENESS = 5
 
 
-def try_artefact(folder: Path, *, threads: int = 1) -> dict[str, float]:
+def try_artefact(
+    folder: Path, *, threads: int = 1, idle_w: float = 2.0, busy_w: float = 6.0
+) -> dict[str, float]:
     """Return readings (skerry_protos.artefacts.Reading); raise SkerryError when it fails."""
     began = time.perf_counter()
     predictor = Predictor.load(folder, threads=threads)
@@ -65,6 +69,10 @@ def try_artefact(folder: Path, *, threads: int = 1) -> dict[str, float]:
         predictor.answer(one)
         times.append(predictor.last_s)
     found["latency_p95_s"] = float(np.quantile(times, 0.95))
+    meter = find_meter(idle_w=idle_w, busy_w=busy_w)
+    found["energy_j"] = energy_of(
+        lambda: predictor.answer(one), meter=meter, idle_w=idle_w, busy_w=busy_w
+    )
     found["memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     predictor.close()
     return found
@@ -73,13 +81,14 @@ def try_artefact(folder: Path, *, threads: int = 1) -> dict[str, float]:
 def main() -> int:
     """Try the artefact in the folder that is the first argument."""
     folder, threads, memory = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    idle_w, busy_w = float(sys.argv[4]), float(sys.argv[5])
     os.nice(NICENESS)  # what serves meanwhile comes first
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     said: dict[str, Any]
     try:
-        said = {"readings": try_artefact(folder, threads=threads)}
+        said = {"readings": try_artefact(folder, threads=threads, idle_w=idle_w, busy_w=busy_w)}
     except SkerryError as error:
         said = {"error": str(error)}
     except MemoryError:

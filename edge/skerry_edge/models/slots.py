@@ -125,7 +125,7 @@ class Slots:
             and idle.release.digest == digest
             and digest in self.ledger.good
             and not self.why_bad(digest)
-            and _intact(idle)
+            and intact(idle)
         )
 
     # Changing it.
@@ -145,9 +145,9 @@ class Slots:
         for left in self.root.glob("new-*"):
             shutil.rmtree(left, ignore_errors=True)
         live, said = self.live, None
-        if live is not None and not _intact(live):
+        if live is not None and not intact(live):
             other = self.idle
-            keep = other is not None and _intact(other) and not self.why_bad(other.release.digest)
+            keep = other is not None and intact(other) and not self.why_bad(other.release.digest)
             self._let_live(other if keep else None)
             self._note(trial="", before="", starts=0)
             said = f"release {live.release.target} was damaged on this disk"
@@ -270,7 +270,7 @@ class Slots:
 
     def _go_back(self, bad: Slot | None) -> None:
         idle = self.idle
-        good = idle is not None and not self.why_bad(idle.release.digest) and _intact(idle)
+        good = idle is not None and not self.why_bad(idle.release.digest) and intact(idle)
         same = idle is not None and bad is not None and idle.release.digest == bad.release.digest
         self._let_live(idle if good and not same else None)
         self._step("swapped")
@@ -332,7 +332,8 @@ def _check(path: Path, release: Release) -> None:
         )
 
 
-def _intact(slot: Slot) -> bool:
+def intact(slot: Slot) -> bool:
+    """Return whether a slot still holds the bytes that were signed."""
     try:
         _check(slot.artefact, slot.release)
     except (OSError, TrustError):

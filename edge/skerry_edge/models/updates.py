@@ -16,7 +16,14 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 from skerry_protos import steady
-from skerry_protos.artefacts import METADATA_ROLE, Phase, TargetPath, read_set, unwell
+from skerry_protos.artefacts import (
+    METADATA_ROLE,
+    VARIANT_OF,
+    Phase,
+    TargetPath,
+    read_set,
+    unwell,
+)
 from skerry_protos.blobs import LocalBlobs
 from skerry_protos.disk import DiskFullError, explained
 from skerry_protos.errors import (
@@ -38,6 +45,7 @@ from skerry_edge.models.reports import Reports
 from skerry_edge.models.slots import Release, Slot, Slots
 from skerry_edge.models.suitable import unsuitable
 from skerry_edge.models.trust import Verify, in_child
+from skerry_edge.models.variants import Variants
 from skerry_edge.models.watch import TEST_S, Watch, Wish
 from skerry_edge.routes import Route
 
@@ -132,6 +140,16 @@ class Updates:
             self._group = group
             group.create_task(self.reports.run(), name="reports")
             group.create_task(self._work(), name="updates")
+            if isinstance(self._service, Variants):
+                choosing = self._service.run(self._variant, self._on_trial, self._turn)
+                group.create_task(choosing, name="variants")
+
+    async def _variant(self, ref: BlobRef) -> Path:
+        """Return the file of a variant; it is wanted less than anything else."""
+        return self._blobs.path(ref.digest) or await self._route.fetch(ref, deadline_s=FETCH_S)
+
+    def _on_trial(self, model: str) -> bool:
+        return self.slots(model).on_trial
 
     def _note_wiped(self) -> None:
         """Ask anew for models whose slots are gone: a disk was wiped under us."""
@@ -387,6 +405,8 @@ def _claimed(director: Mapping[str, bytes]) -> list[Release]:
             continue
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, TrustError):
             for path, named in json.loads(data)["signed"]["targets"].items():
+                if VARIANT_OF in named.get("custom", {}):
+                    continue
                 wish = {"rollout": named.get("custom", {}).get("rollout", "")}
                 digest = str(named["hashes"]["sha256"])
                 bytes.fromhex(digest)

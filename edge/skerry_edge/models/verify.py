@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from skerry_protos.artefacts import DEVICE, SIGNED_AT, WITHDRAWN, TargetPath, model_name
+from skerry_protos.artefacts import (
+    DEVICE,
+    SIGNED_AT,
+    VARIANT_OF,
+    VARIANTS,
+    VARIANTS_LIMIT,
+    WITHDRAWN,
+    TargetPath,
+    model_name,
+)
 from skerry_protos.errors import PeerError, SkerryError, TrustError
 from tuf.api import exceptions as tuf_errors
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets, Timestamp
@@ -92,7 +101,7 @@ def verify(question: Question) -> Verdict:
         director.refresh()
         targets = director._trusted_set.targets
         _require_device(targets, question.device)
-        assigned = tuple(_agreed(images, each) for each in targets.targets.values())
+        assigned = _assigned(images, targets)
         signed = max(_signed_at(images), _signed_at(director), question.server_now)
         # Never past what the offline root vouches for: a stolen online key cannot stop the clock.
         kept = max(floor(trust), min(signed, root.expires.timestamp()))
@@ -193,8 +202,41 @@ def _require_device(targets: Targets, device: str) -> None:
     meant = targets.unrecognized_fields.get(DEVICE)
     if meant != device:
         raise TrustError(f"the director's word is for device {str(meant)[:64]!r}, not {device!r}")
-    if len(targets.targets) > ASSIGNED_LIMIT:
-        raise TrustError(f"the director assigns more than {ASSIGNED_LIMIT} artefacts")
+    if len(targets.targets) > ASSIGNED_LIMIT * (1 + VARIANTS_LIMIT):
+        raise TrustError(f"the director assigns more than {ASSIGNED_LIMIT} models")
+
+
+def _assigned(images: Updater, targets: Targets) -> tuple[Assigned, ...]:
+    """Return what is assigned, each with the variants that may be served in its place."""
+    variants: dict[str, list[dict[str, Any]]] = {}
+    own = []
+    for each in targets.targets.values():
+        instead_of = _table(each.custom).get(VARIANT_OF)
+        if instead_of is None:
+            own.append(_agreed(images, each))
+            continue
+        found = _variant(images, each, str(instead_of))
+        if found is not None:
+            variants.setdefault(str(instead_of), []).append(asdict(found))
+    for release in own:
+        release.wish.pop(VARIANTS, None)  # the director has no say in it
+        if release.path in variants:
+            release.wish[VARIANTS] = variants[release.path][:VARIANTS_LIMIT]
+    return tuple(own)
+
+
+def _variant(images: Updater, wanted: TargetFile, instead_of: str) -> Assigned | None:
+    """Return a variant that was signed and is of the same version, or None: it is left out.
+
+    The assigned release needs no variant, so one that is wrong is no reason to refuse the rest.
+    """
+    try:
+        path, other = TargetPath.parse(wanted.path), TargetPath.parse(instead_of)
+        if (path.channel, path.model, path.version) != (other.channel, other.model, other.version):
+            return None
+        return _agreed(images, wanted)
+    except TrustError:
+        return None
 
 
 def _agreed(images: Updater, wanted: TargetFile) -> Assigned:
