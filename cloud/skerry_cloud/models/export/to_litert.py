@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import flatbuffers
+import numpy as np
 import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import quantizer, recipe
@@ -25,8 +26,11 @@ from skerry_cloud.models.export.runners import LiteRtFile
 from skerry_cloud.models.export.source import Arrays
 
 PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED", "BATCH_MATMUL")
+CALIBRATED_BY = 128
+"""Most examples used: the quantizer looks at every tensor of every example in Python."""
 SHARED_UP_TO = 64 * 1024
 """Longer vectors are the weights: those are aligned, and no two are the same."""
+ALIGNMENT = 16
 Recipe = list[dict[str, Any]]
 _FLOAT = "no_quantize"
 
@@ -61,7 +65,7 @@ def static(
         key = LiteRtFile(source).key
         rows = [
             {name: each[row : row + 1] for name, each in zip(names, data, strict=True)}
-            for row in range(len(data[0]))
+            for row in range(0, len(data[0]), -(-len(data[0]) // CALIBRATED_BY))
         ]
         _write(worker, target, worker.calibrate({key: rows}))
 
@@ -115,6 +119,11 @@ def slim(source: Path, target: Path) -> None:
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             tensor.name = b""
+    for buffer in model.buffers:
+        if buffer.offset:  # large constants lie behind the flatbuffer proper
+            end = buffer.offset + buffer.size
+            buffer.data = np.frombuffer(data[buffer.offset : end], np.uint8)
+            buffer.offset = buffer.size = 0
     model.description = None
     builder = _SharingBuilder(len(data))
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
@@ -131,11 +140,20 @@ class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]  # no stubs
 
     def CreateNumpyVector(self, x: Any) -> int:  # noqa: N802 - the library's name
         if x.nbytes > SHARED_UP_TO:
-            return int(super().CreateNumpyVector(x))
+            return self._aligned(x)
         key = (x.dtype.str, x.tobytes())
         if key not in self._written:
-            self._written[key] = int(super().CreateNumpyVector(x))
+            self._written[key] = self._aligned(x)
         return self._written[key]
+
+    def _aligned(self, x: Any) -> int:
+        """Write bytes where kernels may load them as vectors: the schema says force_align: 16."""
+        if x.dtype != np.uint8:
+            return int(super().CreateNumpyVector(x))
+        self.StartVector(x.itemsize, x.size, ALIGNMENT)
+        self.head -= x.nbytes
+        self.Bytes[self.head : self.head + x.nbytes] = x.tobytes()
+        return int(self.EndVector())
 
 
 def _by(source: Path, target: Path, wanted: Recipe) -> None:
