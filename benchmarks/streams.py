@@ -31,6 +31,7 @@ from skerry_cloud.fleets.grpc import GrpcFleet
 from skerry_cloud.fleets.mqtt import MqttFleet
 from skerry_edge.links import LinkConfig, open_link
 from skerry_protos.blobs import LocalBlobs
+from skerry_protos.errors import SkerryError
 from skerry_protos.messages import DeviceId, Parcel
 from skerry_protos.seams import Stream
 
@@ -62,6 +63,9 @@ class EchoGate:
         """Note nothing."""
 
     async def absent(self, device: DeviceId, transport: str, why: str) -> None:
+        """Note nothing."""
+
+    def refused(self, device: DeviceId, run: str, error: SkerryError) -> None:
         """Note nothing."""
 
     async def accept(self, device: DeviceId, parcel: Parcel) -> None:

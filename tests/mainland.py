@@ -24,6 +24,7 @@ from skerry_cloud.runs import Runs
 from skerry_cloud.store import Store, operators
 from skerry_cloud.store.operators import Role
 from skerry_protos.blobs import LocalBlobs
+from skerry_protos.errors import SkerryError
 from skerry_protos.messages import BlobRef, DeviceId, Parcel
 from skerry_protos.seams import Stream
 
@@ -77,12 +78,16 @@ class Labour:
     shown: list[tuple[DeviceId, Parcel]] = field(default_factory=list)
     came: list[DeviceId] = field(default_factory=list)
     withdrawn: list[tuple[DeviceId, str]] = field(default_factory=list)
+    wrongs: list[tuple[DeviceId, str]] = field(default_factory=list)
 
     async def reply(self, device: DeviceId, parcel: Parcel) -> None:
         self.replies.append((device, parcel))
 
     async def progress(self, device: DeviceId, parcel: Parcel) -> None:
         self.shown.append((device, parcel))
+
+    def refused(self, device: DeviceId, run: str, error: SkerryError) -> None:
+        self.wrongs.append((device, run))
 
     async def present(self, device: DeviceId) -> None:
         self.came.append(device)

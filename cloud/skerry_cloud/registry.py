@@ -56,6 +56,10 @@ class Work(Protocol):
         """Show how far a device is."""
         ...
 
+    def refused(self, device: DeviceId, run: str, error: SkerryError) -> None:
+        """Note what was refused of a device; as Gate.refused."""
+        ...
+
     async def present(self, device: DeviceId) -> None:
         """Send the device what it has not been told yet."""
         ...
@@ -229,6 +233,11 @@ class Registry:
                 raise RejectedError(
                     RejectCode.UNEXPECTED, f"a device does not send {parcel.kind[:40]!r} parcels"
                 )
+
+    def refused(self, device: DeviceId, run: str, error: SkerryError) -> None:
+        """Note what a session refused of a device by itself."""
+        if self._work is not None:
+            self._work.refused(device, run, error)
 
     async def serve(self, device: DeviceId, stream: Stream) -> None:
         """Serve a stream that a device opened."""

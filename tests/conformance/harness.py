@@ -17,7 +17,7 @@ from skerry_cloud.fleets.sessions import Sessions
 from skerry_edge.links import Credentials, LinkConfig
 from skerry_edge.links.crossing import Crossing
 from skerry_protos.blobs import LocalBlobs, LocalPartial
-from skerry_protos.errors import RefusedError
+from skerry_protos.errors import RefusedError, SkerryError
 from skerry_protos.messages import BlobRef, DeviceId, Parcel, ParcelId, new_id
 from skerry_protos.seams import Stream
 
@@ -116,6 +116,7 @@ class Ashore:
     events: list[tuple[str, DeviceId]] = field(default_factory=list)
     parcels: list[tuple[DeviceId, Parcel]] = field(default_factory=list)
     refusals: dict[DeviceId, RefusedError] = field(default_factory=dict)
+    wrongs: list[tuple[DeviceId, str, SkerryError]] = field(default_factory=list)
     accepting: Callable[[DeviceId, Parcel], Awaitable[None]] | None = None
     serving: Callable[[Stream], Awaitable[None]] = echo
 
@@ -128,6 +129,9 @@ class Ashore:
 
     async def absent(self, device: DeviceId, transport: str, why: str) -> None:
         self.events.append(("absent", device))
+
+    def refused(self, device: DeviceId, run: str, error: SkerryError) -> None:
+        self.wrongs.append((device, run, error))
 
     async def accept(self, device: DeviceId, parcel: Parcel) -> None:
         self.parcels.append((device, parcel))

@@ -16,7 +16,7 @@ from skerry_cloud.fleets import Fleet
 from skerry_edge.identity import Identity
 from skerry_protos import bundles
 from skerry_protos.blobs import LocalBlobs
-from skerry_protos.errors import LinkError, RefusedError, RejectedError
+from skerry_protos.errors import LinkError, RefusedError, RejectedError, SkerryError
 from skerry_protos.messages import (
     INLINE_LIMIT,
     BlobRef,
@@ -66,6 +66,9 @@ class Cloud:
 
     async def absent(self, device: DeviceId, transport: str, why: str) -> None:
         self.present_now.discard(device)
+
+    def refused(self, device: DeviceId, run: str, error: SkerryError) -> None:
+        raise AssertionError(f"{device} sent what the session refuses: {error}")
 
     async def accept(self, device: DeviceId, parcel: Parcel) -> None:
         match parcel.kind:

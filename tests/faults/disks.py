@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.faults.machine import small_disk
 from tests.faults.table import Tally, Unable, row
-from tests.faults.world import World, small_disk
+from tests.faults.world import World
 
 ROOM = 400_000
 """Bytes left: enough for notes and journals, not for a model."""

@@ -21,7 +21,7 @@ from skerry_protos import records
 from tests.apps.ledger import ledger
 
 if TYPE_CHECKING:
-    from tests.faults.world import Clean, Trip
+    from tests.faults.trips import Clean, Trip
 
 
 @dataclass
@@ -55,9 +55,11 @@ def judge(
     if found["state"] != state:
         broke(f"it is {found['state']} ({found['why']}), not {state}")
     events = trip.events()
-    accepted = [e for e in events if e["kind"] == "reply" and e["data"]["phase"] == "train"]
+    stored = [e for e in events if e["kind"] == "reply" and e["data"]["phase"] == "train"]
+    screened = {e["data"]["task"] for e in events if e["kind"] == "refused"}
+    accepted = [e for e in stored if e["data"]["task"] not in screened]
     verdict.updates = len(accepted)
-    _once(accepted, events, broke)
+    _once(stored, events, broke)
     if everybody and len(accepted) != trip.rounds * len(trip.world.boats):
         broke(f"I1: {len(accepted)} of {trip.rounds} x {len(trip.world.boats)} updates accepted")
     verdict.retrained = _retrained(trip, accepted, died_training, broke)

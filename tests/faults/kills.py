@@ -7,7 +7,8 @@ import time
 from functools import partial
 
 from tests.faults.table import Tally, row
-from tests.faults.world import SIZE, Boat, Trip, World
+from tests.faults.trips import Trip
+from tests.faults.world import SIZE, Boat, World
 
 SETTLED_S = 11.0
 

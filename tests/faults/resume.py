@@ -6,7 +6,8 @@ import time
 from skerry_devices.client import at
 
 from tests.faults.table import Tally, row
-from tests.faults.world import Trip, World
+from tests.faults.trips import Trip
+from tests.faults.world import World
 
 RESUMED_S = 5.0
 """A run goes on within so long of the coordinator's start."""

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.invariants import Verdict, judge
-from tests.faults.world import Clean, Trip, World, resident
+from tests.faults.machine import resident
+from tests.faults.trips import Clean, Trip
+from tests.faults.world import World
 
 LINKS = ("grpc", "mqtt")
 

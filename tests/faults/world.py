@@ -5,20 +5,15 @@ something, wait. The app (tests/apps/ledger) notes every training, and what its 
 follows from who has answered.
 """
 
-import asyncio
 import contextlib
 import json
 import os
 import random
-import shutil
 import signal
-import socket
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,55 +30,15 @@ from skerry_devices.waiting import until
 from skerry_edge.enrolment import join
 from skerry_protos.errors import LinkError, SkerryError
 
+from tests.faults.machine import Proxies, free_port, resident, wait_gone
 from tests.faults.proxy import FaultProxy
+from tests.faults.trips import CROSSED, Clean, Trip
 from tests.mqtt import listens, mosquitto_program
 
 APP = Path(__file__).parents[1] / "apps" / "ledger"
 SIZE = 2_000_000
 """Bytes of the app's model."""
 START_S = 60.0
-RUN_S = 120.0
-WINDOW = 32 * 1024
-OVER = {"completed", "failed", "stopped", "interrupted"}
-
-
-class Proxies:
-    """Fault proxies in an event loop of their own; leaving the block closes them."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
-        self._open: list[FaultProxy] = []
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for proxy in self._open:
-            self._do(proxy.__aexit__(None, None, None))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def open(self, port: int) -> FaultProxy:
-        """Return a proxy in front of a port of this machine."""
-        proxy = FaultProxy(port, window=WINDOW)
-        self._do(proxy.__aenter__())
-        self._open.append(proxy)
-        return proxy
-
-    def cut(self, proxy: FaultProxy) -> None:
-        """Reset a proxy's connections."""
-        self._loop.call_soon_threadsafe(proxy.cut)
-
-    def _do(self, coroutine: Any) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
 
 
 @dataclass
@@ -134,7 +89,7 @@ class World:
         try:
             self.cloud.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as held:
-                ports = {name: _free_port(held) for name in ("http", "grpc", "mqtt")}
+                ports = {name: free_port(held) for name in ("http", "grpc", "mqtt")}
             table = {f"{name}_port": port for name, port in ports.items()} | self._settings
             if table.get("broker") == "stock":
                 table["broker"] = self._stock_broker(ports["mqtt"])
@@ -222,7 +177,7 @@ class World:
             os.kill(child.pid, number)
         assert child.wait(30) is not None, "the coordinator does not end"
         self.children.forget(child)
-        _wait_gone(below, "the coordinator")
+        wait_gone(below, "the coordinator")
         self.coordinator = None
 
     def broker(self) -> psutil.Process:
@@ -294,13 +249,30 @@ class World:
         for child in children:
             assert child.wait(30) is not None, f"{child.name} does not end"
             self.children.forget(child)
-        _wait_gone(workers, "the agents")
+        wait_gone(workers, "the agents")
         for boat in boats:
             boat.child = None
 
     def online(self) -> set[str]:
         """Return the devices that the coordinator says are connected."""
         return {d["id"] for d in self.ask(at("devices"))["items"] if d["connected"]}
+
+    def wait_here(self, *names: str) -> None:
+        """Wait until devices are connected, be they of this world or beside it."""
+        until(
+            lambda: set(names) <= self.online() or None,
+            timeout_s=60,
+            what=f"{names} coming online",
+            every_s=0.05,
+        )
+
+    def context(self) -> Path:
+        """Return a file that has `skerry` speak to this coordinator ($SKERRY_CONFIG)."""
+        path = self.home / "skerry.toml"
+        table = {"current": "here", "contexts": {"here": asdict(of_home(self.cloud))}}
+        path.write_text(tomli_w.dumps(table))
+        path.chmod(0o600)
+        return path
 
     def wait_online(self, *boats: Boat, timeout_s: float = 60.0) -> float:
         """Return how long it took until these devices, or all, were connected."""
@@ -331,18 +303,23 @@ class World:
 
     # Runs.
 
-    def begin(self, *, rounds: int = 1, **options: Any) -> "Trip":
-        """Begin a run of the ledger app on all devices."""
+    def begin(self, *, rounds: int = 1, beside: int = 0, **options: Any) -> Trip:
+        """Begin a run of the ledger app on all devices, and on so many `beside` them."""
         self._runs += 1
         report = self.home / "reports" / f"{self._runs}"
         report.mkdir(parents=True)
         config = {"report": str(report), **options.pop("run_config", {})}
-        asked = {"rounds": rounds, "min_devices": len(self.boats), "run_config": config, **options}
+        asked = {
+            "rounds": rounds,
+            "min_devices": len(self.boats) + beside,
+            "run_config": config,
+            **options,
+        }
         with self.client() as client:
             begun = client.post(at("runs"), {"app": self.app, "options": asked})
-        return Trip(self, begun["id"], rounds, report, self._bytes())
+        return Trip(self, begun["id"], rounds, report, self.crossed())
 
-    def clean(self, rounds: int = 1, **options: Any) -> "Clean":
+    def clean(self, rounds: int = 1, **options: Any) -> Clean:
         """Return what a run without faults comes to here; found once."""
         key = json.dumps([rounds, options], sort_keys=True)
         if key not in self._clean:
@@ -353,145 +330,6 @@ class World:
             self._clean[key] = Clean(found["model"], took, trip.moved(), resident(self.tree()))
         return self._clean[key]
 
-    def _bytes(self) -> dict[str, tuple[int, int]]:
+    def crossed(self) -> CROSSED:
+        """Return the bytes that have crossed so far."""
         return {boat.name: (boat.proxy.up, boat.proxy.down) for boat in self.boats}
-
-
-@dataclass(frozen=True, slots=True, kw_only=False)
-class Clean:
-    """A run without faults: its model's digest, seconds, bytes on the wire, largest memory."""
-
-    model: str
-    seconds: float
-    moved: int
-    resident: dict[str, int]
-
-
-@dataclass
-class Trip:
-    """One run, and what the devices noted of it."""
-
-    world: World
-    id: str
-    rounds: int
-    report: Path
-    before: dict[str, tuple[int, int]]
-
-    def detail(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.world.ask(at("runs", self.id))
-        return found
-
-    def over(self) -> bool:
-        return self.detail()["state"] in OVER
-
-    def end(self, timeout_s: float = RUN_S) -> dict[str, Any]:
-        """Return the run when it is over; one that does not end is an AssertionError."""
-        ends = time.monotonic() + timeout_s
-        while (found := self.detail())["state"] not in OVER:
-            if time.monotonic() > ends:
-                raise AssertionError(f"{self.id} is {found['state']}: {found['waiting']}")
-            time.sleep(0.05)
-        return found
-
-    def events(self, *kinds: str) -> list[dict[str, Any]]:
-        """Return the journal, or what is of these kinds."""
-        found: list[dict[str, Any]] = []
-        while True:
-            after = found[-1]["id"] if found else 0
-            page = self.world.ask(at("runs", self.id, "events"), after=after)["items"]
-            found += page
-            if not page:
-                return [event for event in found if not kinds or event["kind"] in kinds]
-
-    def noted(self, device: str) -> list[dict[str, Any]]:
-        """Return what a device noted of its trainings."""
-        with contextlib.suppress(FileNotFoundError):
-            lines = (self.report / device).read_text().splitlines()
-            return [json.loads(line) for line in lines if line.endswith("}")]
-        return []
-
-    def has(self, device: str, what: str, round_: int = 1) -> bool:
-        """Return whether a device has begun or ended its training of a round."""
-        return any(n["what"] == what and n["round"] == round_ for n in self.noted(device))
-
-    def wait(self, claim: Callable[[], bool], what: str, timeout_s: float = 60.0) -> bool:
-        """Return True once a claim holds, False when the run is over before it does."""
-        ends = time.monotonic() + timeout_s
-        look = 0
-        while not claim():
-            look += 1
-            if look % 50 == 0 and self.over():
-                return claim()
-            if time.monotonic() > ends:
-                raise AssertionError(f"{self.id}: not within {timeout_s:g} s: {what}")
-            time.sleep(0.004)
-        return True
-
-    def moved(self) -> int:
-        """Return the bytes that crossed since the run began, both ways, all devices."""
-        after = self.world._bytes()
-        return sum(sum(after[n]) - sum(b) for n, b in self.before.items() if n in after)
-
-    def sent_up(self, boat: Boat) -> int:
-        """Return the bytes a device has sent since the run began."""
-        return boat.proxy.up - self.before[boat.name][0]
-
-
-def resident(processes: Sequence[psutil.Process]) -> dict[str, int]:
-    """Return the largest memory that each kind of process ever held, bytes."""
-    found: dict[str, int] = {}
-    for process in processes:
-        with contextlib.suppress(psutil.Error, OSError, StopIteration):
-            command = " ".join(process.cmdline())
-            kind = next(
-                kind
-                for kind, mark in (
-                    ("worker", "skerry_edge.worker"),
-                    ("agent", "skerry_edge"),
-                    ("server side", "skerry_cloud.runs"),
-                    ("coordinator", "skerry_cloud"),
-                    ("broker", "mosquitto"),
-                )
-                if mark in command
-            )
-            status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            line = next(each for each in status if each.startswith("VmHWM:"))
-            found[kind] = max(found.get(kind, 0), int(line.split()[1]) * 1024)
-    return found
-
-
-def _wait_gone(processes: Sequence[psutil.Process], whose: str) -> None:
-    """Wait until processes run no more; who adopted them may take its time to bury them."""
-    ends = time.monotonic() + 10
-    while left := [each for each in processes if _runs(each)]:
-        assert time.monotonic() < ends, f"left behind by {whose}: {left}"
-        time.sleep(0.005)
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _free_port(held: contextlib.ExitStack) -> int:
-    listener = held.enter_context(socket.create_server(("127.0.0.1", 0)))
-    return int(listener.getsockname()[1])
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, megabytes: float) -> Iterator[Path]:
-    """Mount a file system of this size; OSError where this user may not."""
-    folder.mkdir(parents=True, exist_ok=True)
-    size = f"size={int(megabytes * 1024)}k"
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], check=False, capture_output=True
-    )
-    if done.returncode:
-        raise OSError(f"cannot mount a small file system: {done.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-        shutil.rmtree(folder, ignore_errors=True)

@@ -83,6 +83,9 @@ class RunDetail(RunView):
 
     rounds_table: list[dict[str, Any]] = Field(description="What came of each round's phases.")
     devices: list[dict[str, Any]] = Field(description="What came of each device's tasks.")
+    unwanted: list[dict[str, Any]] = Field(
+        description="What devices sent that was not taken: device, reason, times, last_why, last_at"
+    )
 
 
 class RunList(BaseModel):
@@ -287,6 +290,7 @@ async def _detail(runs: Runs, run: Run) -> RunDetail:
         **_fields(runs, run),
         rounds_table=round_rows(tasks, metrics),
         devices=device_rows(tasks, connected=runs.connected(), progress=progress),
+        unwanted=await runs.unwanted.rows(run.id),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from skerry_protos.errors import SkerryError
 from skerry_protos.messages import BlobRef, DeviceId, Parcel
 from skerry_protos.seams import Stream
 
@@ -31,6 +32,13 @@ class Gate(Protocol):
         """Store a parcel's effect; as skerry_protos.seams.Receiver.accept.
 
         The parcel's blobs are not here yet: take what is wanted with Fleet.fetch before returning.
+        """
+        ...
+
+    def refused(self, device: DeviceId, run: str, error: SkerryError) -> None:
+        """Note what the session refused by itself: a parcel outside its limits, which names `run`.
+
+        With run "" the device broke the protocol, and is cut.
         """
         ...
 

@@ -55,6 +55,7 @@ class Visit:
         close: Callable[[], None],
         nonce: int,
         welcome: pb.Frame,
+        on_broke: Callable[[PeerError], None] = lambda _error: None,
     ) -> None:
         self.device = device
         self.session = session
@@ -64,6 +65,7 @@ class Visit:
         self.over = False
         self._close = close
         self._welcome = welcome
+        self._on_broke = on_broke
 
     def receive(self, packet: bytes) -> None:
         """Take a packet of this device; cut the wire when it is malformed."""
@@ -94,6 +96,7 @@ class Visit:
     def broke(self, error: PeerError) -> None:
         """Dismiss a device that broke the protocol."""
         log.warning("device %s broke the protocol: %s", self.device, error)
+        self._on_broke(error)
         self.dismiss(RefusedError(RefusalCode.MALFORMED, str(error), retry_after_s=5.0))
 
     def cut(self, why: str) -> None:
@@ -232,6 +235,7 @@ class Sessions:
             close=close,
             nonce=greeting.nonce,
             welcome=answer,
+            on_broke=lambda error: self._gate.refused(device, "", error),
         )
         self._visits[device] = visit
         session.attach(wire, number, resumed=resumed, max_packet=greeting.max_packet)
@@ -269,6 +273,7 @@ class Sessions:
             inflow=self._inflow,
             ping_s=self._ping_s,
             on_broken=lambda why: self._broken(device, why),
+            on_refused=lambda run, error: self._gate.refused(device, run, error),
             on_blob_request=None if hook is None else lambda request: hook(device, request),
         )
 

@@ -33,6 +33,7 @@ from skerry_cloud.runs.lifecycle import RunEvent, RunState
 from skerry_cloud.runs.plan import RunOptions
 from skerry_cloud.runs.recall import JOURNAL
 from skerry_cloud.runs.tasks import cancel_parcel, shown
+from skerry_cloud.runs.unwanted import Reason, Unwanted, reason_of
 from skerry_cloud.runs.world import DamagedError, News, Roster, Waiting, World, naming
 from skerry_cloud.selectors import parse
 from skerry_cloud.store import Store
@@ -99,7 +100,8 @@ class Runs:
         self._conductors: dict[RunId, Conductor] = {}
         self._conducting: dict[RunId, asyncio.Task[None]] = {}
         self._left: set[RunId] = set()
-        self._intake = Intake(self._world)
+        self.unwanted = Unwanted(self._world)
+        self._intake = Intake(self._world, self.unwanted)
         self._cancelled: dict[DeviceId, list[Parcel]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -118,6 +120,8 @@ class Runs:
         for task in every:
             task.cancel()
         await asyncio.gather(*every, return_exceptions=True)
+        with contextlib.suppress(SkerryError):
+            await self.unwanted.write_all()
 
     async def _take_up(self, run: Run) -> None:
         """Go on with a run, or say why that cannot be."""
@@ -200,7 +204,7 @@ class Runs:
             raise ConfigError(
                 f"{RUNS_LIMIT} runs are under way", hint="stop one with: skerry runs stop ID"
             )
-        digest = await self._app(app)
+        digest = await self.find_app(app)
         bundle = self._world.blobs.path(digest)
         if bundle is None:
             raise NotFoundError(f"the bundle of app {digest[:12]} is gone", hint="send it again")
@@ -230,7 +234,8 @@ class Runs:
         self._begin(Conductor(run, plan, wished, self._world))
         return run
 
-    async def _app(self, app: str) -> Digest:
+    async def find_app(self, app: str) -> Digest:
+        """Return the digest of the app that begins so; raise NotFoundError or ConfigError."""
         found = await self.store.read(lambda c: kept_blobs.apps_starting_with(c, app))
         return _only(found, app, "app", "send it with POST /v1/apps, or skerry run PATH")
 
@@ -342,6 +347,23 @@ class Runs:
     async def progress(self, device: DeviceId, parcel: Parcel) -> None:
         """Show how far a device is."""
         self._intake.progress(device, parcel, self._conductors.get(parcel.run))
+
+    def refused(self, device: DeviceId, run: str, error: SkerryError) -> None:
+        """Count what was refused of a device before any run saw it.
+
+        What names no run counts for those that wait for the device.
+        """
+        if run:
+            concerned = [conductor for name, conductor in self._conductors.items() if name == run]
+            reason = reason_of(error)
+        else:
+            every = self._conductors.values()
+            concerned = [one for one in every if one.questions.waits_for(device)]
+            reason = Reason.PROTOCOL
+        for conductor in concerned:
+            name, number = conductor.run.id, conductor.questions.round
+            if self.unwanted.count(name, device, reason, error.message, round_=number):
+                self._spawn(self.unwanted.write((name, device, reason)))
 
     async def present(self, device: DeviceId) -> None:
         """Send a device that is here (again) what it has not answered, and what it should stop."""

@@ -94,6 +94,10 @@ class Questions:
                     return part.progress, part.text
         return 0.0, ""
 
+    def waits_for(self, device: DeviceId) -> bool:
+        """Return whether an open question waits for a device."""
+        return any(part.device == device for one in self._open.values() for part in one.open)
+
     def waiting(self) -> Waiting | None:
         """Return what the oldest open question waits for, in words."""
         exchange = next(iter(self._open.values()), None)

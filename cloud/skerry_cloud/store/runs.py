@@ -188,6 +188,16 @@ def journal(
     return [dict(row._mapping) for row in found]
 
 
+def journal_of(connection: sa.Connection, run: RunId, kinds: Iterable[str]) -> list[dict[str, Any]]:
+    """Return every event of these kinds, oldest first."""
+    found = connection.execute(
+        sa.select(events)
+        .where(events.c.run == run, events.c.kind.in_(list(kinds)))
+        .order_by(events.c.id)
+    )
+    return [dict(row._mapping) for row in found]
+
+
 def keep_lines(connection: sa.Connection, run: RunId, lines: Sequence[str]) -> None:
     """Keep printed lines, and of all of them only the newest."""
     note(connection, run, *(Event(kind="log", data={"text": line}) for line in lines))

@@ -82,6 +82,8 @@ class TaskRow:
     device: DeviceId
     message_type: str
     state: TaskState
+    answer: str = ""  # the digest of its reply's blob
+    reply: bytes | None = None  # gone once nothing needs it any more
 
 
 def find_task(connection: sa.Connection, task: str) -> TaskRow | None:

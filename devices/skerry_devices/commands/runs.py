@@ -62,6 +62,13 @@ DEVICE_COLUMNS = (
     Column("latest metrics", lambda d: d.get("metrics") or "-"),
     Column("last reason", lambda d: d["last_why"] or "-"),
 )
+UNWANTED_COLUMNS = (
+    Column("not taken from", lambda u: str(u["device"])),
+    Column("reason", lambda u: str(u["reason"])),
+    Column("times", lambda u: str(u["times"])),
+    Column("when", lambda u: ago(u["last_at"])),
+    Column("last reason", lambda u: str(u["last_why"])),
+)
 METRIC_COLUMNS = (
     Column("round", lambda m: str(m["round"])),
     Column("phase", lambda m: str(m["phase"])),
@@ -248,6 +255,9 @@ def show_story(client: "Client", found: dict[str, Any]) -> None:
             for row in devices
         ]
         screen.print(table(DEVICE_COLUMNS, rows))
+    if unwanted := found.get("unwanted"):  # a coordinator may be older than this
+        print()
+        screen.print(table(UNWANTED_COLUMNS, unwanted))
     if story.notes:
         print()
         for note in story.notes[-10:]:

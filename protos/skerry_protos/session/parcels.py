@@ -58,13 +58,16 @@ class Parcels:
         receiver: Receiver,
         limits: Limits,
         round_trip: RoundTrip,
+        *,
         now: Callable[[], float],
+        on_refused: Callable[[str, RejectedError], None],
     ) -> None:
         self._lanes = lanes
         self._receiver = receiver
         self._limits = limits
         self._round_trip = round_trip
         self._now = now  # as deadlines are
+        self._on_refused = on_refused
         self._outgoing: dict[str, _Outgoing] = {}
         self._queue: deque[_Outgoing] = deque()
         self._flying = 0
@@ -230,6 +233,7 @@ class Parcels:
             read = read_parcel(message)
         except RejectedError as error:
             self._remember(parcel, (error.code, error.message))
+            self._on_refused(message.run[:ID_LIMIT], error)
             return
         task = asyncio.ensure_future(self._accept(read))
         self._accepting[parcel] = task

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from skerry_protos import steady
-from skerry_protos.errors import LinkError, PeerError, SkerryError
+from skerry_protos.errors import LinkError, PeerError, RejectedError, SkerryError
 from skerry_protos.messages import BlobRef, Digest, Parcel
 from skerry_protos.seams import Blobs, Receiver, Stream, Wire
 from skerry_protos.session.lanes import Lanes
@@ -53,6 +53,7 @@ class Session:
         ping_s: float = 10.0,
         now: Callable[[], float] = steady.unix_s,
         on_broken: Callable[[str], None] = lambda _why: None,
+        on_refused: Callable[[str, RejectedError], None] = lambda _run, _error: None,
         on_blob_request: Callable[[pb.BlobRequest], list[int]] | None = None,
         on_want: Callable[[Digest], Awaitable[None]] | None = None,
         on_unwant: Callable[[Digest], None] | None = None,
@@ -61,7 +62,8 @@ class Session:
 
         `now` is the clock that parcels' deadlines are in, the cloud's on both sides.
         `on_broken` is told when the wire must be cut: a send failed or nothing was heard for
-        2.5 x `ping_s`. `on_blob_request` may take requests that are no repair for a broadcast; it
+        2.5 x `ping_s`; `on_refused` of each parcel outside its limits, with the run it names.
+        `on_blob_request` may take requests that are no repair for a broadcast; it
         returns the offsets still to be sent to this peer alone. `on_want` is awaited before a blob
         is first asked for (subscribe to its broadcast), `on_unwant` is told when it is here or
         given up.
@@ -72,7 +74,14 @@ class Session:
         self._on_broken = on_broken
         self._lanes = Lanes(on_broken)
         self._round_trip = RoundTrip()
-        self._parcels = Parcels(self._lanes, receiver, self._limits, self._round_trip, now)
+        self._parcels = Parcels(
+            self._lanes,
+            receiver,
+            self._limits,
+            self._round_trip,
+            now=now,
+            on_refused=on_refused,
+        )
         self._transfers = Transfers(
             blobs=blobs,
             lanes=self._lanes,

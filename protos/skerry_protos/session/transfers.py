@@ -70,7 +70,7 @@ class Transfers:
             await self._on_want(ref.digest)
         try:
             while True:
-                partial = self._blobs.begin(ref, chunk_of(ref.size, self._lanes.chunk))
+                partial = self._blobs.begin(ref, chunk_of(ref.size, self._lanes))
                 try:
                     if not await self._move(ref, partial):
                         return None

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from skerry_cloud.runs.engine import Runs
 from skerry_cloud.store import runs as kept
 from skerry_cloud.store import tables
 from skerry_cloud.store import tasks as kept_tasks
+from skerry_cloud.store.runs import Run
 from skerry_protos.errors import RejectedError
 from skerry_protos.messages import DeviceId, Parcel, ParcelId, RunId
+from skerry_protos.session.frames import read_parcel
+from skerry_protos.v1 import fleet_pb2
 from skerry_protos.v1.work_pb2 import Failure, Reply
 
 from tests.fleet import SmallFleet, small_fleet, until
@@ -101,8 +105,21 @@ async def test_a_coordinator_that_comes_back_goes_on_with_the_replies_it_has(
         assert weights["steps"].numpy() == 1
 
 
-def reply_parcel(run: RunId, task: str, body: bytes) -> Parcel:
-    return Parcel(id=ParcelId(f"{task}/reply"), kind="reply", run=run, body=body)
+def reply_parcel(run: RunId, task: str, body: bytes, round_: int = 1) -> Parcel:
+    return Parcel(id=ParcelId(f"{task}/reply"), kind="reply", run=run, round=round_, body=body)
+
+
+async def unwanted(fleet: SmallFleet, run: Run) -> dict[tuple[str, str], int]:
+    """Return how much was not taken, by device and reason."""
+    rows = await fleet.runs.unwanted.rows(run.id)
+    return {(row["device"], row["reason"]): row["times"] for row in rows}
+
+
+async def taken(fleet: SmallFleet, task: str) -> Parcel:
+    """Return the reply that was taken of a task."""
+    row = await fleet.store.read(lambda c: kept_tasks.find_task(c, task))
+    assert row is not None
+    return read_parcel(fleet_pb2.Parcel.FromString(row.reply or b""))
 
 
 async def test_replies_that_nobody_waits_for(fleet: SmallFleet) -> None:
@@ -125,9 +142,20 @@ async def test_replies_that_nobody_waits_for(fleet: SmallFleet) -> None:
     nameless = Parcel(id=ParcelId("x"), kind="reply", run=run.id)
     assert await rejected(one, nameless) == "malformed"
     # Said again, as after a lost acknowledgement: accepted, and nothing changes.
-    before = await fleet.events(run)
-    await fleet.runs.reply(two, reply_parcel(run.id, task["two"], b""))
-    assert await fleet.events(run) == before
+    replies = await fleet.events(run, "reply")
+    again = await taken(fleet, task["two"])
+    for _ in range(3):
+        await fleet.runs.reply(two, again)
+    # Another answer to a task that is answered.
+    assert await rejected(two, replace(again, body=again.body + b"\0")) == "unexpected"
+    assert await fleet.events(run, "reply") == replies
+    assert await unwanted(fleet, run) == {
+        ("one", "malformed"): 1,
+        ("one", "not-asked"): 1,
+        ("two", "not-asked"): 1,
+        ("two", "repeated"): 3,
+        ("two", "changed"): 1,
+    }
     # Malformed: the device is named, and the round goes on without it.
     assert await rejected(one, reply_parcel(run.id, task["one"], b"\xff")) == "malformed"
     ended = await fleet.ended(run)
@@ -135,6 +163,30 @@ async def test_replies_that_nobody_waits_for(fleet: SmallFleet) -> None:
     failure = (await fleet.events(run, "failure"))[0]
     assert failure["device"] == "one"
     assert "its reply was not taken: the reply does not parse" in failure["data"]["why"]
+    # The run is over: still named, and counted on; a flood of it costs few lines of the journal.
+    for number in range(500):
+        assert await rejected(two, reply_parcel(run.id, f"task-{number}", b"")) == "unexpected"
+    counted = await unwanted(fleet, run)
+    assert (counted["two", "not-asked"], counted["one", "malformed"]) == (501, 2)
+    assert len(await fleet.events(run, "unwanted")) < 20
+    await fleet.runs.__aexit__()  # what was only counted is written
+    written = await fleet.events(run, "unwanted")
+    assert sum(e["data"]["times"] for e in written if e["device"] == "two") == 501 + 3 + 1
+
+
+async def test_a_reply_that_names_another_round_is_refused_by_name(fleet: SmallFleet) -> None:
+    run = await fleet.begin(HALVES, rounds=1, run_config={"bad": "slow"})
+    conductor = fleet.runs.under_way(run.id)
+    assert conductor is not None
+    await until(lambda: conductor.waiting()["on"] == ["one"])
+    part = conductor.questions.exchanges[0].open[0]
+    said = Reply(task=part.task, content=b"x").SerializeToString()
+    with pytest.raises(RejectedError, match=r"of round 0; its task is of round 1"):
+        await fleet.runs.reply(DeviceId("one"), reply_parcel(run.id, part.task, said, 0))
+    ended = await fleet.ended(run)
+    assert ended.state == "completed"
+    assert (await fleet.events(run, "failure"))[0]["device"] == "one"
+    assert (await unwanted(fleet, run))["one", "wrong-round"] == 1
 
 
 def sized(folder: Path, size: int) -> Path:

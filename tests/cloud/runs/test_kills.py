@@ -17,7 +17,8 @@ from skerry_devices.client import at
 from skerry_devices.waiting import until
 from skerry_protos.errors import SkerryError
 
-from tests.faults.world import Trip, World
+from tests.faults.trips import Trip
+from tests.faults.world import World
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
 
