@@ -1,23 +1,12 @@
 """Shared pieces of the cloud's tests: a store on SQLite, and on a PostgreSQL of our own."""
 
-import os
-import secrets
-import shutil
-import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 from skerry_cloud.store import Store
 
-
-def postgres_binaries() -> Path | None:
-    """Return the folder of PostgreSQL's server programs, or None."""
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    found = shutil.which("initdb")
-    return versions[-1].parent if versions else Path(found).parent if found else None
+from tests.postgres import new_database, postgres, postgres_binaries
 
 
 @pytest.fixture(scope="session")
@@ -26,43 +15,14 @@ def postgres_server() -> Iterator[str]:
     programs = postgres_binaries()
     if programs is None:
         pytest.skip("PostgreSQL's server is not installed (apt install postgresql)")
-    # The server refuses to run as root.
-    become = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    folder = Path(tempfile.mkdtemp(prefix="skerry-pg-"))
-    if become:
-        shutil.chown(folder, "postgres")
-    data, logfile = folder / "data", folder / "log"
-
-    def call(*words: str) -> None:
-        subprocess.run(
-            [*become, str(programs / words[0]), *words[1:]],
-            check=True,
-            timeout=60,
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-        )
-
-    call("initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "--no-sync")
-    call("pg_ctl", "-D", str(data), "-l", str(logfile), "-w", "-o", f"-k {folder} -h ''", "start")
-    try:
-        yield str(folder)
-    finally:
-        call("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgres(programs) as folder:
+        yield folder
 
 
 @pytest.fixture
 def postgres_url(postgres_server: str) -> str:
     """Return the URL of an empty PostgreSQL database."""
-    name = f"skerry_{secrets.token_hex(4)}"
-    admin = sa.create_engine(
-        f"postgresql+psycopg://postgres@/postgres?host={postgres_server}",
-        isolation_level="AUTOCOMMIT",
-    )
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    admin.dispose()
-    return f"postgresql://postgres@/{name}?host={postgres_server}"
+    return new_database(postgres_server)
 
 
 @pytest.fixture(
