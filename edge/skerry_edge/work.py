@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 UNAVAILABLE, INVALID_BUNDLE = 5, 7
 """FailureCode of skerry_edge.apps, whose modules are not loaded here."""
 LONGEST_S = 24 * 3600.0
-"""A task whose deadline is not known, or cannot be judged yet, is worked on for so long."""
+"""A task without a deadline is worked on for so long, and so is one whose clock is never told."""
 NO_ROOM_S = 5.0
 
 
@@ -67,18 +67,36 @@ class Workshop:
 
         Raise DeadlineError when the task's deadline passes first.
         """
-        deadline = task.parcel.deadline_unix_s
-        bounded = deadline and self._clock.known.is_set()
-        left = deadline - self._clock.deadlines() if bounded else LONGEST_S
         try:
-            async with asyncio.timeout(left), self._turn(task.parcel.run):
-                folder = workers.folder(f"{self._device}-{file_name(task.parcel.id)}")
+            async with asyncio.timeout(LONGEST_S) as limit:
+                watching = asyncio.create_task(self._watch_deadline(task, limit))
                 try:
-                    return await self._answer(task, workers, folder, spent)
+                    async with self._turn(task.parcel.run):
+                        return await self._work_on(task, workers, spent)
                 finally:
-                    workers.clear(folder)
+                    watching.cancel()
         except TimeoutError:
             raise DeadlineError(f"task {task.parcel.id} passed its deadline") from None
+
+    async def _watch_deadline(self, task: Task, limit: asyncio.Timeout) -> None:
+        """End the work when its deadline has passed, in a clock that may have to be told first.
+
+        The deadline may move meanwhile: a coordinator that was away gives its tasks more time.
+        """
+        await self._clock.known.wait()
+        while (held := self._ledger.inbox.get(task.parcel.id)) and held.deadline_unix_s:
+            left_s = held.deadline_unix_s - self._clock.deadlines()
+            if left_s <= 0:
+                limit.reschedule(asyncio.get_running_loop().time())
+                return
+            await asyncio.sleep(left_s)
+
+    async def _work_on(self, task: Task, workers: Workers, spent: Spent) -> Parcel:
+        folder = workers.folder(f"{self._device}-{file_name(task.parcel.id)}")
+        try:
+            return await self._answer(task, workers, folder, spent)
+        finally:
+            workers.clear(folder)
 
     def _turn(self, run: str) -> asyncio.Lock:
         """Return the lock of a run: its tasks share a state, so they go one after the other."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from skerry_edge.agent import Agent
 from skerry_edge.conditions import Readings
 from skerry_edge.config import read_config
 from skerry_edge.identity import Identity
+from skerry_edge.outbox import Ledger
 from skerry_protos.errors import RefusalCode, RefusedError, RejectedError
 from skerry_protos.hiding import available
 from skerry_protos.messages import DeviceId, Parcel, ParcelId, ParcelKind
@@ -283,6 +285,47 @@ async def test_a_task_past_its_deadline_is_dropped_and_named(
         await until(lambda: len([x for x in cloud.lines["agent"] if "dropped" in x]) == 2)
     assert any("deadline passed while it was worked on" in line for line in cloud.lines["agent"])
     assert any("deadline passed while it waited" in line for line in cloud.lines["agent"])
+    assert not cloud.replies
+
+
+async def test_a_task_that_comes_again_with_more_time_is_worked_on_for_longer(
+    cloud: Cloud, run_agent: RunAgent, write_app: WriteApp, notes: Path
+) -> None:
+    began, go_on = notes / "began", notes / "go-on"
+    body = f"""
+        import os, time
+        open({str(began)!r}, "w").close()
+        while not os.path.exists({str(go_on)!r}):
+            time.sleep(0.02)
+    """
+    parcel = cloud.task(cloud.bundle(write_app(native(body))), SMALL, deadline_s=1.5)
+    async with run_agent() as agent:
+        await agent.accept(parcel)
+        await until(began.exists)
+        await agent.accept(replace(parcel, deadline_unix_s=parcel.deadline_unix_s + 60))
+        await asyncio.sleep(max(0.0, parcel.deadline_unix_s + 0.2 - time.time()))  # it has passed
+        go_on.touch()
+        await cloud.answered(parcel.id)
+
+
+async def test_work_that_began_before_the_cloud_told_the_time_has_its_deadline_too(
+    cloud: Cloud, run_agent: RunAgent, write_app: WriteApp, tmp_path: Path, notes: Path
+) -> None:
+    """As after a restart: found by the simulator (seed 683)."""
+    began = notes / "began"
+    slow = native(f"open({str(began)!r}, 'w').close(); import time; time.sleep(60)")
+    bundle = cloud.bundle(write_app(slow))
+    parcel = cloud.task(bundle, SMALL, deadline_s=60)
+    async with run_agent() as agent:
+        await agent.accept(parcel)
+        await until(began.exists)
+    began.unlink()
+    Ledger(tmp_path / "home").inbox.put(replace(parcel, deadline_unix_s=time.time() - 1))
+    cloud.refusal = RefusedError(RefusalCode.BUSY, "later", retry_after_s=0.2)
+    async with run_agent():
+        await until(began.exists)
+        cloud.refusal = None
+        await until(lambda: any("while it was worked on" in x for x in cloud.lines["agent"]))
     assert not cloud.replies
 
 
