@@ -25,6 +25,7 @@ from skerry_cloud.api.app import make_app
 from skerry_cloud.api.enrol import LinkView
 from skerry_cloud.api.models import ARTEFACT_LIMIT, UPLOAD_PATH
 from skerry_cloud.api.models import router as models_router
+from skerry_cloud.api.policies import router as policies_router
 from skerry_cloud.api.repository import METADATA_LIMIT, METADATA_PATH
 from skerry_cloud.api.repository import router as repository_router
 from skerry_cloud.api.rollouts import router as rollouts_router
@@ -44,6 +45,7 @@ from skerry_cloud.models.online import OnlineKeys
 from skerry_cloud.models.registry import Models
 from skerry_cloud.models.repository import Repository
 from skerry_cloud.models.updates import Updates
+from skerry_cloud.policies import Policies
 from skerry_cloud.registry import Registry
 from skerry_cloud.rollouts.engine import Rollouts
 from skerry_cloud.runs import Runs
@@ -113,12 +115,15 @@ async def running(config: CoordinatorConfig) -> AsyncIterator[Addresses]:
         models, updates, rollouts = await open_models(
             config.home, stack, store=store, blobs=blobs, fleet=fleet, registry=registry
         )
+        policies = Policies(store=store, runs=runs, roster=registry)
+        updates.on_report.append(policies.heard)
         answers = await stack.enter_async_context(Answers(models, blobs, config.home / "answers"))
         streams = {answers.kind: answers.serve}
         registry.attach(fleet=fleet, work=runs, serving=updates, streams=streams)
         await stack.enter_async_context(runs)
         for one in fleets.values():
             await stack.enter_async_context(one)
+        await stack.enter_async_context(policies)
         http_url = f"https://{url_host(config.reached_by)}:{listener.getsockname()[1]}"
         urls = {kind: config.public(url_of(one, broker)) for kind, one in fleets.items()}
         app = make_app(
@@ -132,6 +137,7 @@ async def running(config: CoordinatorConfig) -> AsyncIterator[Addresses]:
                 models_router(models, store, blobs),
                 repository_router(models, blobs),
                 rollouts_router(rollouts),
+                policies_router(policies),
             ],
             large_bodies={
                 "/v1/apps": BUNDLE_LIMIT,

@@ -79,6 +79,10 @@ class Client:
         """Do something; return what the coordinator says of it."""
         return _json(self._ask("POST", path, body=body or {}))
 
+    def put(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Let something be so; return it."""
+        return _json(self._ask("PUT", path, body=body))
+
     def patch(self, path: str, body: Mapping[str, Any]) -> Any:
         """Change something; return what it is now."""
         return _json(self._ask("PATCH", path, body=body))

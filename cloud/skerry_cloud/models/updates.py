@@ -90,7 +90,7 @@ class Updates:
         self._telling: dict[DeviceId, asyncio.Task[None]] = {}
         self._again: set[DeviceId] = set()
         self._room = asyncio.Semaphore(TOLD_AT_ONCE)
-        self.on_report: Heard = lambda _: None
+        self.on_report: list[Heard] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -254,7 +254,8 @@ class Updates:
             if report.phase == Phase.VERIFYING:  # it lost what it had, and asks to be told anew
                 self._words.pop(device, None)
                 self.tell([device])
-            self.on_report(report)
+            for heard in self.on_report:
+                heard(report)
 
 
 def _siblings(

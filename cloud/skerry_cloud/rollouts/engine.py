@@ -63,7 +63,7 @@ class Rollouts:
         self._models_of: dict[str, str] = {}
         self._waiting: dict[str, Verdict] = {}
         self._turn = asyncio.Lock()
-        updates.on_report = self.heard
+        updates.on_report.append(self.heard)
 
     async def __aenter__(self) -> Self:
         """Go on with what an earlier coordinator left under way."""

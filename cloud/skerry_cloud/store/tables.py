@@ -395,6 +395,26 @@ rollout_events = sa.Table(
     sa.Column("data", sa.JSON, nullable=False, default=dict),
 )
 
+# What begins a run of an app when a model's inputs have drifted on devices.
+policies = sa.Table(
+    "policy",
+    metadata,
+    sa.Column("model", sa.String(64), primary_key=True),
+    sa.Column("app", sa.String(64), nullable=False),  # the bundle's digest
+    sa.Column("options", sa.JSON, nullable=False),  # runs.plan.RunOptions
+    sa.Column("threshold", sa.Float, nullable=False),
+    sa.Column("min_devices", sa.Integer, nullable=False),
+    sa.Column("window_s", sa.Float, nullable=False),
+    sa.Column("cooldown_s", sa.Float, nullable=False),
+    sa.Column("enabled", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("created_by", sa.String(64), nullable=False),
+    # When it last began a run, which, and why; or why it could not.
+    sa.Column("last_at", sa.Float),
+    sa.Column("last_run", sa.String(64), nullable=False, default=""),
+    sa.Column("last_why", sa.String(500), nullable=False, default=""),
+)
+
 # Which version of the coordinator brought the tables to a revision: who may be asked to go back.
 revisions = sa.Table(
     "revision",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from skerry_protos.errors import ConfigError, TrustError
 
+from skerry_devices.commands import policy
 from skerry_devices.output import Column, Format, Output, ago, done, show_list, show_one, size
 from skerry_devices.signing import Folder, PasswordFile
 
@@ -54,6 +55,7 @@ def add_to(app: typer.Typer) -> None:
         ("retire", retire_model),
     ):
         app.command(name)(command)
+    app.add_typer(policy.app, name="policy")
 
 
 def list_models(output: Output = Format.TABLE) -> None:
