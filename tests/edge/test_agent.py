@@ -322,9 +322,14 @@ async def test_work_that_began_before_the_cloud_told_the_time_has_its_deadline_t
     began.unlink()
     Ledger(tmp_path / "home").inbox.put(replace(parcel, deadline_unix_s=time.time() - 1))
     cloud.refusal = RefusedError(RefusalCode.BUSY, "later", retry_after_s=0.2)
-    async with run_agent():
+
+    async def tell() -> None:
         await until(began.exists)
         cloud.refusal = None
+
+    telling = asyncio.create_task(tell())
+    async with run_agent():
+        await telling
         await until(lambda: any("while it was worked on" in x for x in cloud.lines["agent"]))
     assert not cloud.replies
 
