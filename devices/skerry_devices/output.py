@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -92,6 +93,12 @@ def done(item: Item, sentence: str, form: Format) -> None:
         print(sentence)
     else:
         print(json.dumps(item, indent=2 if form is Format.JSON else None))
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as a person in this folder would type it."""
+    full, here = path.resolve(), Path.cwd()
+    return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)
 
 
 def ago(unix_s: float | None, *, now: float | None = None) -> str:

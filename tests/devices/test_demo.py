@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import psutil
 import pytest
 import torch
 from skerry_devices.waiting import until
+from skerry_protos.packing import peek_artefact
 
 pytestmark = [
     pytest.mark.network,
@@ -73,6 +75,51 @@ def test_the_demo_trains_saves_a_model_and_leaves_nothing(
     with np.load(tmp_path / "skerry-demo" / "digits.npz", allow_pickle=False) as arrays:
         state = {name: torch.from_numpy(arrays[name]) for name in arrays}
     assert state["0.weight"].shape == (16, 1, 3, 3)
+    assert left_running(environment["SKERRY_TEST_MARK"]) == []
+    assert [path.name for path in tmp_path.glob("skerry-*")] == ["skerry-demo"]
+
+
+@pytest.mark.slow  # it exports twice: a minute of one core
+@pytest.mark.skipif(find_spec("litert_torch") is None, reason="needs skerry-cloud[litert]")
+def test_the_full_demo_releases_a_good_model_and_stops_a_bad_one(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    said = subprocess.run(
+        [*COMMAND, "demo", "--full", "--devices", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+        timeout=280,
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    for command in (
+        r"models export run-\w+ --out skerry-demo/exported --unsure-risk 0.02",
+        "keys init",
+        r"models import digits skerry-demo/exported/digits-litert-int8.zip .*-onnx-int8.zip",
+        "models sign digits@1 --channel stable",
+        "rollout start digits@1 -w 25% -w 100% --gate min_accuracy=.*",
+        "models sign digits@2 --channel canary",
+        "rollout start digits@2 --channel canary .*",
+    ):
+        assert re.search(rf"^\$ skerry {command}$", said.stdout, re.MULTILINE), command
+    last = said.stdout.partition("== What you have seen")[2]
+    answered = re.search(r"answered +360 questions, 0 failed, ([\d.]+)% right", last)
+    assert answered is not None, last
+    assert float(answered[1]) > 90
+    assert re.search(r"rolled out +digits@1: completed, told to 2 of 2 devices$", last, re.M)
+    assert re.search(
+        r"stopped +digits@2: rolled-back, told to 1 of 2 devices \(device-\d\): "
+        r"1 of 1 devices failed: accuracy on the golden set is 0",
+        last,
+    ), last
+    assert re.search(r"meanwhile +\d+ questions, 0 failed, .* by version 1$", last, re.M), last
+    for name in ("onnx", "litert"):
+        manifest = peek_artefact(tmp_path / f"skerry-demo/exported/digits-{name}-int8.zip")
+        assert manifest.lineage["run_name"] == "digits"
+        assert 0 < manifest.figures["unsure_below"] <= 1
+    assert not (tmp_path / "config.toml").exists()  # the person's own contexts are left alone
     assert left_running(environment["SKERRY_TEST_MARK"]) == []
     assert [path.name for path in tmp_path.glob("skerry-*")] == ["skerry-demo"]
 

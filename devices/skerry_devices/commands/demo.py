@@ -20,11 +20,19 @@ def demo(
     save: Annotated[
         Path, typer.Option("--save", "-s", help="The folder for the trained model.")
     ] = Path("skerry-demo"),
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Go on: export, sign, roll out in waves, ask a device, and stop a bad model.",
+        ),
+    ] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the temporary home with all logs.")
     ] = False,
 ) -> None:
     """Train handwritten digits on four local devices, show every round, and save the model."""
-    from skerry_devices.demo import Demo, run_demo
+    from skerry_devices.demo import Demo
+    from skerry_devices.demo.training import run_demo
 
-    run_demo(Demo(devices=devices, link=link, rounds=rounds, save=save, keep=keep))
+    run_demo(Demo(devices=devices, link=link, rounds=rounds, save=save, keep=keep, full=full))

@@ -8,7 +8,7 @@ import typer
 
 from skerry_devices.cli import group
 from skerry_devices.commands import model_registry
-from skerry_devices.output import Column, Format, Output, show_list, size
+from skerry_devices.output import Column, Format, Output, show_list, shown_path, size
 from skerry_devices.waiting import Timeout
 
 app = group("Export, import, sign, compare and retire models.")
@@ -16,16 +16,11 @@ app = group("Export, import, sign, compare and retire models.")
 EXPORT_COLUMNS = (
     Column("runtime", lambda e: str(e["runtime"])),
     Column("recipe", lambda e: str(e["recipe"])),
-    Column("metric", lambda e: str(e["figures"]["metric"])),
+    Column("quality", lambda e: f"{e['figures']['metric']} {e['figures']['value']:.4f}"),
     Column("float", lambda e: f"{e['figures']['float_value']:.4f}"),
-    Column("here", lambda e: f"{e['figures']['value']:.4f}"),
     Column("agreement", lambda e: f"{e['figures']['agreement']:.2%}"),
-    Column("deviation", lambda e: f"{e['figures']['max_deviation']:.3g}"),
     Column("size", lambda e: _of(e, "bytes", "float_bytes", size)),
-    Column("macs", lambda e: f"{e['figures']['macs'] / 1e6:.3g} M"),
     Column("latency", lambda e: _of(e, "latency_s", "float_latency_s", _micro)),
-    Column("estimated", lambda e: _estimated(e["figures"]["estimated_latency_s"])),
-    Column("artefact", lambda e: str(e["artefact"])),
 )
 
 
@@ -74,6 +69,13 @@ def export(
     profile: Annotated[
         list[str] | None, typer.Option(help="Bind the artefacts to this device profile.")
     ] = None,
+    unsure_risk: Annotated[
+        float,
+        typer.Option(
+            help="Share of wrong answers, as 0.02, up to which the device keeps its own; those it "
+            "is too unsure of for that go to a bigger model. 0: no threshold."
+        ),
+    ] = 0.0,
     timeout: Timeout = "30m",  # type: ignore[assignment]
     output: Output = Format.TABLE,
 ) -> None:
@@ -100,6 +102,7 @@ def export(
             epochs=epochs,
             front=front,
             allow_slower=allow_slower,
+            unsure_risk=unsure_risk,
             profiles=tuple(profile or ()),
             processors=processors(profile or []),
             lineage=found.lineage,
@@ -108,6 +111,9 @@ def export(
             request, timeout_s=timeout, on_line=lambda line: print(line, file=sys.stderr)
         )
     show_list(made, EXPORT_COLUMNS, output, empty="Nothing was exported.")
+    if output is Format.TABLE:
+        for each in made:
+            print("\n" + "\n  ".join(_more(each)))
 
 
 def processors(wanted: list[str]) -> dict[str, Any]:
@@ -125,6 +131,25 @@ def processors(wanted: list[str]) -> dict[str, Any]:
         )
         for found in map(find_profile, wanted or sorted(profiles()))
     }
+
+
+def _more(item: Any) -> list[str]:
+    """Return an artefact's file, and lines with what its row has no room for."""
+    figures = item["figures"]
+    lines = [
+        shown_path(Path(item["artefact"])),
+        f"{figures['macs'] / 1e6:.3g} M multiplications, largest deviation of an output "
+        f"{figures['max_deviation']:.3g}",
+    ]
+    if there := figures["estimated_latency_s"]:
+        lines.append(f"estimated: {_estimated(there)}")
+    if "unsure_below" in figures:
+        lines.append(
+            f"unsure below a confidence of {figures['unsure_below']:.3f}: "
+            f"{figures['unsure_kept']:.1%} of the answers stay on the device, at most "
+            f"{figures['unsure_bound']:.1%} of them wrong ({figures['unsure_wrong']:.1%} here)"
+        )
+    return lines
 
 
 def _of(item: Any, key: str, whole: str, shown: Any) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from skerry_cloud.models.export.request import Processor, Request
 from skerry_cloud.models.export.start import run_export
+from skerry_edge.inference.predictor import Predictor
+from skerry_protos.drift import confidence
 from skerry_protos.errors import DeadlineError, SkerryError
 from skerry_protos.manifest import Manifest
 from skerry_protos.packing import peek_artefact, read_artefact, unpack_artefact
@@ -89,6 +91,30 @@ def test_both_runtimes_get_an_int8_artefact_that_answers_alike(tmp_path: Path) -
         found.append(answers(folder, manifest, pixels))
     assert made[0]["figures"]["float_value"] > 0.9
     assert (found[0].argmax(-1) == found[1].argmax(-1)).all()
+
+
+def test_answers_too_unsure_for_the_allowed_risk_are_known_to_the_device(tmp_path: Path) -> None:
+    # Trained for one pass: wrong more often than allowed.
+    folder = write_app(tmp_path, "def model():\n    return fitted(network(), epochs=1)")
+    (made,) = export(folder, unsure_risk=0.05)
+    figures = made["figures"]
+    spec = importlib.util.spec_from_file_location("held_out_of_it", folder / "app.py")
+    assert spec is not None
+    assert spec.loader is not None
+    app = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(app)
+    pixels, labels = app.held_out()
+    predictor = Predictor.load(Path(made["folder"]))
+    raw = np.rint(pixels * 16).astype(np.uint8)
+    answers = predictor.predict([{predictor.inputs[0].name: raw}])[0]
+    predictor.close()
+    assert predictor.threshold == figures["unsure_below"] > 0
+    stays = ~(confidence(answers["probabilities"]) < figures["unsure_below"])
+    wrong = answers["class"] != labels
+    assert wrong.mean() > 0.05 >= figures["unsure_bound"] >= wrong[stays].mean()
+    assert stays.mean() == pytest.approx(figures["unsure_kept"], abs=0.004)
+    assert 0.3 < figures["unsure_kept"] < 1
+    assert figures["unsure_risk"] == 0.05
 
 
 def test_an_onnx_file_takes_any_number_of_examples(tmp_path: Path) -> None:
@@ -200,6 +226,25 @@ def test_a_model_that_loses_too_much_is_refused_with_figures_and_layers(tmp_path
             "'0.weight' are not finite",
         ),
         ("", {"distil": True}, "export", "--distil needs a smaller model"),
+        (
+            "",
+            {"unsure_risk": 0.001},
+            "unsure-risk",
+            "297 held-out examples cannot show that at most 0.001 of the answers are wrong",
+        ),
+        (
+            "def held_out():\n    return X[1500:], None",
+            {"unsure_risk": 0.05},
+            "data",
+            "--unsure-risk needs the right class of every held-out example",
+        ),
+        (
+            "def model():\n    return nn.Sequential(nn.Conv2d(1, 3, 3)).eval()\n"
+            "def metric(outputs, labels):\n    return 1.0",
+            {"unsure_risk": 0.05},
+            "data",
+            "output has the shape [3, 6, 6]",
+        ),
         ("", {"module": "apq"}, "config", "cannot import 'apq'"),
         ("", {"weights": "/nowhere.npz"}, "config", "/nowhere.npz is no .npz file of weights"),
     ],
@@ -235,7 +280,14 @@ def test_a_request_reads_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"to": ("tvm",)}, {"quantize": "int7"}, {"prune": 1.0}, {"max_drop": -1.0}]
+    "wrong",
+    [
+        {"to": ("tvm",)},
+        {"quantize": "int7"},
+        {"prune": 1.0},
+        {"max_drop": -1.0},
+        {"unsure_risk": 1.0},
+    ],
 )
 def test_a_request_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SkerryError):

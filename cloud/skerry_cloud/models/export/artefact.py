@@ -28,6 +28,7 @@ from skerry_cloud.models.export.program import Traced
 from skerry_cloud.models.export.recipes import FLOAT, Candidate
 from skerry_cloud.models.export.request import GOLDEN_EXAMPLES, Request
 from skerry_cloud.models.export.runners import load
+from skerry_cloud.models.export.selective import calibrated
 from skerry_cloud.models.export.source import Subject
 
 TOOLS = {
@@ -43,14 +44,19 @@ def write(prepared: Prepared, chosen: Candidate, candidates: Sequence[Candidate]
     suffix = "onnx" if chosen.runtime == "onnx" else "tflite"
     kind = request.quantize if not request.front else chosen.recipe.replace(" ", "-")
     name = f"{request.name}-{chosen.runtime}-{kind}"
+    file = load(chosen.runtime, chosen.path, prepared.order)
+    answers = file.answer(judge.data.inputs)
+    measured = figures(request, traced, judge, chosen, candidates)
+    if request.unsure_risk and judge.data.labels is not None:
+        measured |= calibrated(answers[0], judge.data.labels, request.unsure_risk).figures(
+            request.unsure_risk
+        )
     folder = Path(request.out) / name
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     model = folder / f"model.{suffix}"
     shutil.copyfile(chosen.path, model)
-    file = load(chosen.runtime, model, prepared.order)
-    answers = file.answer(judge.data.inputs)
     proof = golden.write(folder / GOLDEN, file, judge, answers, GOLDEN_EXAMPLES)
     outputs = [_free(port, traced, chosen) for port in file.outputs]
     manifest = Manifest(
@@ -73,7 +79,7 @@ def write(prepared: Prepared, chosen: Candidate, candidates: Sequence[Candidate]
                 labels=_labels(subject, judge),
             ),
         ),
-        figures=figures(request, traced, judge, chosen, candidates),
+        figures=measured,
         lineage={
             **request.lineage,
             "quantization": request.quantize,

@@ -18,6 +18,7 @@ from skerry_cloud.models.export.program import trace
 from skerry_cloud.models.export.recipes import FLOAT, NOISE, Candidate, best, front, recipes
 from skerry_cloud.models.export.request import Request
 from skerry_cloud.models.export.runners import File, latencies, load
+from skerry_cloud.models.export.selective import require_evidence
 from skerry_cloud.models.export.source import load as load_subject
 
 RESOLUTION_S = 1e-6
@@ -51,6 +52,8 @@ def prepare(request: Request, folder: Path, say: Say) -> Prepared:
             "int8-qat needs a calibration set, and the app has neither calibration() nor training()"
         )
     judge = judge_of(subject)
+    if request.unsure_risk:
+        require_evidence(judge, request.unsure_risk)
     say(
         f"{request.name}: {judge.metric_name} {judge.value:.4f} on {len(judge.data)} held-out "
         f"examples ({time.monotonic() - started:.1f} s)"

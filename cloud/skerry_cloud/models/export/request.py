@@ -45,6 +45,9 @@ class Request:
     epochs: int = 5  # of what trains: QAT, distillation, mending after pruning
     front: bool = False  # keep every file of the Pareto front, not only the best
     allow_slower: bool = False
+    unsure_risk: float = (
+        0.0  # share of wrong answers among those kept on the device; 0: no threshold
+    )
     profiles: tuple[str, ...] = ()  # device profiles the artefact is bound to
     processors: Mapping[str, Processor] = field(default_factory=dict)
     lineage: Mapping[str, Any] = field(default_factory=dict)
@@ -61,6 +64,10 @@ class Request:
             raise ConfigError(f"--prune takes a share between 0 and 1, not {self.prune}")
         if self.max_drop < 0:
             raise ConfigError(f"--max-drop takes points from 0 on, not {self.max_drop}")
+        if not 0 <= self.unsure_risk < 1:
+            raise ConfigError(
+                f"--unsure-risk takes a share of wrong answers, as 0.02, not {self.unsure_risk}"
+            )
         if not 0 < self.epochs <= 10_000:
             raise ConfigError(f"--epochs takes 1 to 10000, not {self.epochs}")
 

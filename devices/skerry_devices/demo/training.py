@@ -1,21 +1,23 @@
 """The demo: a whole fleet in a temporary home trains real digits, then everything is shown.
 
-`run_demo` is the story; it leaves a model and nothing else.
+`run_demo` is the story; it leaves a model, with `--full` its exported files, and nothing else.
 """
 
 import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import typer
-from skerry_protos.errors import ConfigError, SkerryError
+from skerry_protos.errors import ConfigError
 
 from skerry_devices.apps import read_app
 from skerry_devices.client import Client, at
 from skerry_devices.commands.runs import show_story
+from skerry_devices.demo import Demo, DemoError, Trained
+from skerry_devices.demo.releasing import release
 from skerry_devices.journal import Story
 from skerry_devices.local import DevicePlan, LocalFleet, plan_devices
 from skerry_devices.models import how_to_load, save_model
@@ -25,29 +27,28 @@ from skerry_devices.watch import follow_run
 
 GOAL = 0.93
 NEEDS = ("torch", "sklearn", "flwr", "flwr_datasets")
+NEEDS_FULL = (
+    "onnx",
+    "onnxruntime",
+    "litert_torch",
+    "ai_edge_quantizer",
+    "ai_edge_litert",
+    "orjson",
+)
 RUN_S = 600.0
-
-
-class DemoError(SkerryError):
-    """The demo ran and did not show what it should."""
-
-    code = "demo"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demo:
-    """What to show."""
-
-    devices: int = 4
-    link: str = "both"
-    rounds: int = 0  # 0: as the app says
-    save: Path = Path("skerry-demo")
-    keep: bool = False  # the temporary home, for a look at logs
+NEXT = "next: skerry up, then skerry new my-app && skerry run my-app (docs/quickstart.md)"
+NEXT_FULL = (
+    "next: skerry demo --full exports, signs and rolls this model out, and stops a bad one\n"
+    "      skerry up, then skerry new my-app && skerry run my-app (docs/quickstart.md)"
+)
 
 
 def run_demo(demo: Demo) -> None:
     """Start a fleet, train examples/digits on it, show every round, and save the model."""
     app = read_app(digits())
+    _require(NEEDS, "pip install 'skerry[examples]'")
+    if demo.full:
+        _require(NEEDS_FULL, "pip install 'skerry-cloud[litert]' 'skerry-edge[onnx]'")
     began = time.monotonic()
     home = Path(tempfile.mkdtemp(prefix="skerry-demo-"))
     succeeded = False
@@ -66,7 +67,10 @@ def run_demo(demo: Demo) -> None:
             with fleet.client() as client:
                 run = begin(client, app.bundle, app.name, demo)
                 story = follow_run(client, run, Format.TABLE, timeout_s=RUN_S)
-                conclude(client, run, story, demo, seconds=time.monotonic() - began)
+                trained = conclude(client, run, story, demo, seconds=time.monotonic() - began)
+            if demo.full:
+                release(fleet, plans, trained, demo, app=digits())
+            typer.echo(f"\n{NEXT if demo.full else NEXT_FULL}")
             succeeded = True
     finally:
         if succeeded and not demo.keep:
@@ -93,7 +97,7 @@ def begin(client: Client, bundle: bytes, name: str, demo: Demo) -> str:
     return str(run["id"])
 
 
-def conclude(client: Client, run: str, story: Story, demo: Demo, *, seconds: float) -> None:
+def conclude(client: Client, run: str, story: Story, demo: Demo, *, seconds: float) -> Trained:
     """Show rounds, devices and the accuracy; save the model; raise DemoError below the goal."""
     typer.echo("")
     show_story(client, client.get(at("runs", run)))
@@ -104,14 +108,12 @@ def conclude(client: Client, run: str, story: Story, demo: Demo, *, seconds: flo
         f"\ntest accuracy {accuracy:.1%} after {max(story.by_round)} rounds, {seconds:.0f} s in all"
     )
     typer.echo(f"model: {path} ({kept.tensors} tensors)\n{how_to_load(path)}")
-    typer.echo(
-        "\nnext: skerry up, then skerry new my-app && skerry run my-app (docs/quickstart.md)"
-    )
     if accuracy < GOAL and not demo.rounds:
         raise DemoError(
             f"the test accuracy is {accuracy:.1%}; expected at least {GOAL:.0%}",
             hint="skerry demo --keep leaves the logs to look at",
         )
+    return Trained(run=run, rounds=max(story.by_round), weights=path, accuracy=accuracy)
 
 
 def final_accuracy(story: Story) -> float:
@@ -125,18 +127,14 @@ def final_accuracy(story: Story) -> float:
 
 def digits() -> Path:
     """Return the folder of examples/digits: in the repository, else in the package."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package.parents[1] / "examples" / "digits", package / "examples" / "digits"):
         if (folder / "skerry.toml").is_file():
-            _require_packages()
             return folder
     raise ConfigError("examples/digits is not installed", hint="run the demo from the repository")
 
 
-def _require_packages() -> None:
-    from importlib.util import find_spec
-
-    if missing := [name for name in NEEDS if find_spec(name) is None]:
-        raise ConfigError(
-            f"the demo needs {', '.join(missing)}", hint="pip install 'skerry[examples]'"
-        )
+def _require(packages: Sequence[str], hint: str) -> None:
+    """Raise ConfigError naming the packages that are not installed."""
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise ConfigError(f"the demo needs {', '.join(missing)}", hint=hint)
