@@ -129,14 +129,6 @@ class Models:
         )
         return await self.find(f"{version.model}@{version.version}")
 
-    async def quarantine(self, model: str, version: int, why: str) -> None:
-        """Note that a version was bad on devices."""
-        await self._store.write(
-            lambda c: kept.change_version(
-                c, model, version, quarantined_at=time.time(), quarantined_why=why[:500]
-            )
-        )
-
     async def follow_channels(self, by: str) -> None:
         """Let the labels canary and stable name the newest version that each channel signed."""
         wanted: dict[tuple[str, str], int] = {}

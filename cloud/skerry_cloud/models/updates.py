@@ -7,7 +7,7 @@ again whenever it comes while its newest report does not say that it has settled
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, Self
@@ -30,6 +30,7 @@ from skerry_protos.errors import (
     SkerryError,
     TrustError,
 )
+from skerry_protos.failpoints import failpoint
 from skerry_protos.messages import (
     BODY_LIMIT,
     BlobRef,
@@ -60,6 +61,7 @@ UPDATE_LIFE_S = WORD_LIFE.total_seconds() - FRESH_S
 """Later it would be refused as expired; the device is told anew when it comes."""
 
 Heard = Callable[[Report], None]
+Came = Callable[[DeviceId], Awaitable[None]]
 
 
 class Roster(Protocol):
@@ -91,6 +93,7 @@ class Updates:
         self._again: set[DeviceId] = set()
         self._room = asyncio.Semaphore(TOLD_AT_ONCE)
         self.on_report: list[Heard] = []
+        self.on_present: Came = _nothing
 
     async def __aenter__(self) -> Self:
         return self
@@ -143,6 +146,7 @@ class Updates:
 
     async def present(self, device: DeviceId) -> None:
         """Tell a device that is here (again) what it has not settled."""
+        await self.on_present(device)
         wanted = await self._store.read(lambda c: kept.assigned(c, device=device))
         if not wanted:
             return
@@ -251,6 +255,7 @@ class Updates:
         if await self._store.write(
             lambda c: kept.keep_report(c, report), patience_s=ACCEPT_PATIENCE_S
         ):
+            failpoint("report.committed")
             if report.phase == Phase.VERIFYING:  # it lost what it had, and asks to be told anew
                 self._words.pop(device, None)
                 self.tell([device])
@@ -269,6 +274,10 @@ def _siblings(
             version = kept.find(connection, path.model, path.version)
             found[each.target] = list(version.artefacts) if version is not None else []
     return found
+
+
+async def _nothing(device: DeviceId) -> None:
+    del device
 
 
 def _read_report(device: DeviceId, parcel: Parcel) -> Report:

@@ -8,22 +8,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Protocol, Self
 
 import sqlalchemy as sa
 from skerry_protos.errors import ConfigError, RejectedError, SkerryError
+from skerry_protos.failpoints import failpoint
 from skerry_protos.messages import DeviceId, new_id
 
 from skerry_cloud.models.registry import Models
 from skerry_cloud.models.updates import Updates
-from skerry_cloud.rollouts import asking, taking
+from skerry_cloud.rollouts import asking, latecomers, taking
 from skerry_cloud.rollouts.choosing import choose
 from skerry_cloud.rollouts.judging import Member, Move, Verdict, judge
 from skerry_cloud.rollouts.lifecycle import OPEN, DeviceState, RolloutEvent, RolloutState
 from skerry_cloud.rollouts.plan import Plan, draw
 from skerry_cloud.selectors import Selector
 from skerry_cloud.store import Store
+from skerry_cloud.store import models as kept_models
 from skerry_cloud.store import rollouts as kept
 from skerry_cloud.store.devices import Device
 from skerry_cloud.store.models import Report
@@ -35,6 +37,8 @@ GATHER_S = 0.25
 """News of a moment are looked at together."""
 LOOK_S = 30.0
 AGAIN_S = 5.0
+LOOKS = 6
+"""How often a device that came is looked at until there is an artefact for it."""
 
 
 class NoRolloutError(SkerryError):
@@ -51,6 +55,8 @@ class Roster(Protocol):
 
     async def devices(self, selector: Selector | None = None) -> list[Device]: ...
 
+    async def device(self, device: str) -> Device | None: ...
+
 
 class Rollouts:
     """Every rollout; an async context manager."""
@@ -62,17 +68,21 @@ class Rollouts:
         self._news: dict[str, asyncio.Event] = {}
         self._models_of: dict[str, str] = {}
         self._waiting: dict[str, Verdict] = {}
+        self._late: set[tuple[str, DeviceId]] = set()
+        self._hearing: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
         updates.on_report.append(self.heard)
+        updates.on_present = self.catch_up
 
     async def __aenter__(self) -> Self:
         """Go on with what an earlier coordinator left under way."""
         for rollout in await self.store.read(kept.open_ones):
             self._begin_conducting(rollout.id)
+        self._late = await self.store.read(latecomers.unsettled)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        every = list(self._conducting.values())
+        every = [*self._conducting.values(), *self._hearing]
         for task in every:
             task.cancel()
         await asyncio.gather(*every, return_exceptions=True)
@@ -116,6 +126,7 @@ class Rollouts:
                 for each, wave in waves.items()
             ]
             await self.store.write(lambda c: kept.create(c, rollout, members))
+            failpoint("rollout.created")
         self._begin_conducting(identity)
         return rollout
 
@@ -187,6 +198,52 @@ class Rollouts:
         for rollout, model in list(self._models_of.items()):
             if report.model == model:
                 self._tell(rollout)
+        late = (report.rollout, report.device)
+        if late in self._late and report.rollout not in self._conducting:
+            self._spawn(self._hear_late(*late))
+
+    async def _hear_late(self, rollout: str, device: DeviceId) -> None:
+        if not await self.store.write(lambda c: latecomers.hear(c, rollout, device)):
+            self._late.discard((rollout, device))
+
+    async def catch_up(self, device: DeviceId, looks: int = LOOKS) -> None:
+        """Let a device that came after a rollout have what it brought (latecomers.py)."""
+        found = await self._roster.device(device)
+        if found is None:
+            return
+        async with self._turn:
+            missed = await self.store.read(lambda c: latecomers.due(c, found))
+            if not missed:
+                return
+            chosen = await latecomers.choose_for(self.models, missed, found)
+            if len(chosen) < len(missed) and looks > 1:  # it has yet to say what it is and has
+                self._spawn(self._catch_up_later(device, looks - 1))
+            if not chosen:
+                return
+            told = await self.store.write(lambda c: latecomers.join(c, found, chosen))
+            self._late |= {(rollout, device) for rollout in chosen}
+        log.info("device %s takes what %s brought", device, ", ".join(chosen))
+        self._updates.tell(told)
+
+    async def _catch_up_later(self, device: DeviceId, looks: int) -> None:
+        await asyncio.sleep(AGAIN_S)
+        if device in self._roster.connected():
+            await self.catch_up(device, looks)
+
+    async def _catch_up_all(self) -> None:
+        """Let those who came during a rollout have what it has brought, now that it is over."""
+        for device in sorted(self._roster.connected()):
+            await self.catch_up(device)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._hearing.add(task)
+        task.add_done_callback(self._spawned)
+
+    def _spawned(self, done: "asyncio.Task[None]") -> None:
+        self._hearing.discard(done)
+        if not done.cancelled() and (error := done.exception()) is not None:
+            log.error("latecomers: %s", error or type(error).__name__, exc_info=error)
 
     def _tell(self, rollout: str) -> None:
         if (event := self._news.get(rollout)) is not None:
@@ -198,15 +255,17 @@ class Rollouts:
         self._news[rollout] = asyncio.Event()
         task = asyncio.create_task(self._conduct_always(rollout), name=rollout)
         self._conducting[rollout] = task
-        task.add_done_callback(lambda _: self._over(rollout))
+        task.add_done_callback(lambda done: self._over(rollout, ended=not done.cancelled()))
 
-    def _over(self, rollout: str) -> None:
+    def _over(self, rollout: str, *, ended: bool) -> None:
         self._conducting.pop(rollout, None)
         self._news.pop(rollout, None)
         self._models_of.pop(rollout, None)
         self._waiting.pop(rollout, None)
         for other in self._news.values():  # one of them may be next
             other.set()
+        if ended:
+            self._spawn(self._catch_up_all())
 
     async def _conduct_always(self, rollout: str) -> None:
         while True:
@@ -224,10 +283,10 @@ class Rollouts:
         while True:
             news.clear()
             async with self._turn:
-                verdict, told, quarantine = await self._step(rollout)
+                verdict, told = await self._step(rollout)
+            failpoint("rollout.stepped")
             self._updates.tell(told)
-            if quarantine is not None:
-                await self.models.quarantine(*quarantine)
+            failpoint("rollout.told")
             if verdict is None:
                 return
             self._waiting[rollout] = verdict
@@ -239,13 +298,11 @@ class Rollouts:
                     await news.wait()
                     await asyncio.sleep(GATHER_S)
 
-    async def _step(
-        self, name: str
-    ) -> tuple[Verdict | None, set[DeviceId], tuple[str, int, str] | None]:
-        """Look once and act on it in one transaction; return what to say to whom after it."""
+    async def _step(self, name: str) -> tuple[Verdict | None, set[DeviceId]]:
+        """Look once and act on it in one transaction; return whom to tell after it."""
         rollout = await self.get(name)
         if rollout.state not in OPEN:
-            return None, set(), None
+            return None, set()
         self._models_of[name] = rollout.model
         plan = Plan.parse(rollout.plan)
         here = self._roster.connected()
@@ -253,7 +310,6 @@ class Rollouts:
         version = await self.models.find(f"{rollout.model}@{rollout.version}")
         artefacts = self.models.signed_in(version, rollout.channel)
         told: set[DeviceId] = set()
-        quarantine: list[tuple[str, int, str]] = []
 
         def ask(connection: sa.Connection, wave: int) -> None:
             chosen = {
@@ -265,7 +321,6 @@ class Rollouts:
 
         def write(connection: sa.Connection) -> Verdict | None:
             told.clear()
-            quarantine.clear()
             now_it_is = kept.find(connection, name)
             if now_it_is is None or now_it_is.state not in OPEN:
                 return None
@@ -282,46 +337,44 @@ class Rollouts:
                 wave_at=now_it_is.wave_at or 0.0,
                 now=time.time(),
             )
-            self._act(connection, now_it_is, plan, verdict, ask, told, quarantine)
+            _act(connection, now_it_is, plan, verdict, ask, told)
             return verdict
 
-        verdict = await self.store.write(write)
-        return verdict, told, quarantine[0] if quarantine else None
+        return await self.store.write(write), told
 
-    def _act(  # noqa: PLR0917 - the step's own values
-        self,
-        connection: sa.Connection,
-        rollout: Rollout,
-        plan: Plan,
-        verdict: Verdict,
-        ask: Callable[[sa.Connection, int], None],
-        told: set[DeviceId],
-        quarantine: list[tuple[str, int, str]],
-    ) -> None:
-        """Do what a verdict says."""
-        name, why = rollout.id, verdict.why
-        match verdict.move:
-            case Move.SETTLED:
-                kept.change(connection, name, RolloutEvent.SETTLED, why)
-            case Move.NEXT:
-                wave = rollout.wave + 1
-                kept.change(connection, name, RolloutEvent.SOAKED, why, wave=wave)
-                ask(connection, wave)
-            case Move.DONE:
-                kept.change(connection, name, RolloutEvent.DONE, why)
-            case Move.PAUSE:
-                kept.change(connection, name, RolloutEvent.PAUSE, why)
-            case Move.FAIL if plan.on_failure == "pause":
-                kept.change(connection, name, RolloutEvent.PAUSE, why)
-                quarantine.append((rollout.model, rollout.version, why))
-            case Move.FAIL:
-                kept.change(connection, name, RolloutEvent.UNDO, why)
-                told.update(taking.after_order(connection, name, RolloutEvent.UNDO))
-                quarantine.append((rollout.model, rollout.version, why))
-            case Move.REVERTED:
-                kept.change(connection, name, RolloutEvent.REVERTED, rollout.why or why)
-            case Move.WAIT:
-                pass
+
+def _act(  # noqa: PLR0917 - the step's own values
+    connection: sa.Connection,
+    rollout: Rollout,
+    plan: Plan,
+    verdict: Verdict,
+    ask: Callable[[sa.Connection, int], None],
+    told: set[DeviceId],
+) -> None:
+    """Do what a verdict says, all of it in the step's transaction."""
+    name, why = rollout.id, verdict.why
+    match verdict.move:
+        case Move.SETTLED:
+            kept.change(connection, name, RolloutEvent.SETTLED, why)
+        case Move.NEXT:
+            wave = rollout.wave + 1
+            kept.change(connection, name, RolloutEvent.SOAKED, why, wave=wave)
+            ask(connection, wave)
+        case Move.DONE:
+            kept.change(connection, name, RolloutEvent.DONE, why)
+        case Move.PAUSE:
+            kept.change(connection, name, RolloutEvent.PAUSE, why)
+        case Move.FAIL if plan.on_failure == "pause":
+            kept.change(connection, name, RolloutEvent.PAUSE, why)
+            kept_models.quarantine(connection, rollout.model, rollout.version, why)
+        case Move.FAIL:
+            kept.change(connection, name, RolloutEvent.UNDO, why)
+            told.update(taking.after_order(connection, name, RolloutEvent.UNDO))
+            kept_models.quarantine(connection, rollout.model, rollout.version, why)
+        case Move.REVERTED:
+            kept.change(connection, name, RolloutEvent.REVERTED, rollout.why or why)
+        case Move.WAIT:
+            pass
 
 
 def _turn_of(

@@ -171,6 +171,19 @@ def draw(
     return placed
 
 
+def is_for_newcomer(plan: Plan, labels: Mapping[str, str]) -> bool:
+    """Return whether a device that comes later is meant too: one of all, not of a share of them."""
+    if not parse(plan.selector).matches(labels):
+        return False
+    for wave in plan.waves:
+        if found := _PERCENT.fullmatch(wave):
+            if float(found[1]) >= 100:
+                return True
+        elif not _COUNT.fullmatch(wave) and parse(wave).matches(labels):
+            return True
+    return False
+
+
 def _place(placed: dict[DeviceId, int], devices: Iterable[DeviceId], wave: int) -> None:
     for device in devices:
         placed.setdefault(device, wave)

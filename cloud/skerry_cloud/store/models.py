@@ -202,6 +202,12 @@ def change_version(connection: sa.Connection, model: str, version: int, **values
     )
 
 
+def quarantine(connection: sa.Connection, model: str, version: int, why: str) -> None:
+    """Note that a version was bad on devices."""
+    now, said = time.time(), why[:500]
+    change_version(connection, model, version, quarantined_at=now, quarantined_why=said)
+
+
 def label(connection: sa.Connection, model: str, name: str, version: int | None, by: str) -> None:
     """Let a label name this version of a model; None: no version."""
     connection.execute(

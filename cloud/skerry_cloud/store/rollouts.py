@@ -78,17 +78,19 @@ def create(connection: sa.Connection, rollout: Rollout, members: Iterable[Rollou
             **{**values, "state": rollout.state.value, "plan": dict(rollout.plan)}
         )
     )
-    rows = [
-        {
-            **{name: getattr(each, name) for name in RolloutDevice.__dataclass_fields__},
-            "state": each.state.value,
-            "readings": dict(each.readings),
-        }
-        for each in members
-    ]
-    if rows:
+    if rows := [_row(each) for each in members]:
         connection.execute(rollout_devices.insert(), rows)
     note(connection, rollout.id, "created", data={"by": rollout.created_by, "why": rollout.why})
+
+
+def add_member(connection: sa.Connection, member: RolloutDevice) -> None:
+    """Let one more device be in a rollout."""
+    connection.execute(rollout_devices.insert(), [_row(member)])
+
+
+def _row(member: RolloutDevice) -> dict[str, Any]:
+    values = {name: getattr(member, name) for name in RolloutDevice.__dataclass_fields__}
+    return {**values, "state": member.state.value, "readings": dict(member.readings)}
 
 
 def find(connection: sa.Connection, rollout: str) -> Rollout | None:
@@ -128,6 +130,57 @@ def open_ones(connection: sa.Connection, model: str | None = None) -> list[Rollo
     if model is not None:
         chosen = chosen.where(rollouts.c.model == model)
     return [_rollout(row) for row in connection.execute(chosen)]
+
+
+def newest_completed(connection: sa.Connection, channel: str) -> list[Rollout]:
+    """Return the newest completed rollout of each model from a channel."""
+    mine = (rollouts.c.state == RolloutState.COMPLETED.value, rollouts.c.channel == channel)
+    newest = (
+        sa.select(rollouts.c.model, sa.func.max(rollouts.c.created_at).label("at"))
+        .where(*mine)
+        .group_by(rollouts.c.model)
+        .subquery()
+    )
+    chosen = (
+        sa.select(rollouts)
+        .join(
+            newest,
+            sa.and_(rollouts.c.model == newest.c.model, rollouts.c.created_at == newest.c.at),
+        )
+        .where(*mine)
+        .order_by(rollouts.c.model)
+    )
+    return [_rollout(row) for row in connection.execute(chosen)]
+
+
+def is_member_since(connection: sa.Connection, rollout: Rollout, device: DeviceId) -> bool:
+    """Return whether a device is in this rollout or in one of the same model begun since."""
+    chosen = (
+        sa.select(rollout_devices.c.rollout)
+        .join(rollouts, rollouts.c.id == rollout_devices.c.rollout)
+        .where(
+            rollout_devices.c.device == device,
+            rollouts.c.model == rollout.model,
+            rollouts.c.created_at >= rollout.created_at,
+        )
+        .limit(1)
+    )
+    return connection.execute(chosen).first() is not None
+
+
+def unsettled_in_completed(connection: sa.Connection) -> list[RolloutDevice]:
+    """Return the devices of completed rollouts that have not settled in them."""
+    # a refusal may pass, as that of a clock which is set right
+    unsettled = (DeviceState.ASKED, DeviceState.TRIAL, DeviceState.REFUSED)
+    chosen = (
+        sa.select(rollout_devices)
+        .join(rollouts, rollouts.c.id == rollout_devices.c.rollout)
+        .where(
+            rollouts.c.state == RolloutState.COMPLETED.value,
+            rollout_devices.c.state.in_([each.value for each in unsettled]),
+        )
+    )
+    return [_device(row) for row in connection.execute(chosen)]
 
 
 def members(connection: sa.Connection, rollout: str) -> list[RolloutDevice]:
