@@ -4,6 +4,7 @@ An exchange is over when everyone has settled, when its quorum has answered, or 
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -44,9 +45,21 @@ class Part:
     text: str = ""
 
 
+class _Index:
+    """The parts by what is asked of them with every reply: thousands of devices take no longer."""
+
+    def __init__(self, parts: dict[ParcelId, Part]) -> None:
+        self.size = len(parts)
+        self.open = {task: part for task, part in parts.items() if part.outcome is Outcome.OPEN}
+        self.counts = Counter(part.outcome for part in parts.values())
+        self.by_device: dict[DeviceId, list[Part]] = {}
+        for part in parts.values():
+            self.by_device.setdefault(part.device, []).append(part)
+
+
 @dataclass(slots=True)
 class Exchange:
-    """Tasks asked together."""
+    """Tasks asked together; what becomes of one is noted by `settle` alone."""
 
     number: int
     round: int
@@ -59,6 +72,7 @@ class Exchange:
     # The number by which the server side that runs now knows it; None: it has not asked yet.
     asked_as: int | None = None
     told: set[ParcelId] = field(default_factory=set)  # what that server side has heard
+    _made: _Index | None = field(default=None, repr=False, compare=False)
 
     @property
     def needed(self) -> int:
@@ -68,21 +82,35 @@ class Exchange:
     @property
     def open(self) -> list[Part]:
         """Return the parts that are still waited for."""
-        return [part for part in self.parts.values() if part.outcome is Outcome.OPEN]
+        return list(self._index.open.values())
+
+    def open_of(self, device: DeviceId) -> list[Part]:
+        """Return a device's parts that are still waited for."""
+        found = self._index.by_device.get(device, [])
+        return [part for part in found if part.outcome is Outcome.OPEN]
 
     def count(self, outcome: Outcome) -> int:
         """Return how many parts came to this."""
-        return sum(part.outcome is outcome for part in self.parts.values())
+        return self._index.counts[outcome]
 
     def settle(self, task: ParcelId, outcome: Outcome) -> bool:
         """Note what became of a task, as it is recorded; return whether that was news."""
-        part = self.parts.get(task)
+        index, part = self._index, self.parts.get(task)
         if part is None or part.outcome is not Outcome.OPEN:
             return False
         part.outcome = outcome
+        index.open.pop(task, None)
+        index.counts[Outcome.OPEN] -= 1
+        index.counts[outcome] += 1
         return True
 
     @property
     def settled(self) -> bool:
         """Return whether nothing more is needed."""
-        return not self.open or self.count(Outcome.REPLIED) >= self.needed
+        return not self._index.open or self.count(Outcome.REPLIED) >= self.needed
+
+    @property
+    def _index(self) -> _Index:
+        if self._made is None or self._made.size != len(self.parts):
+            self._made = _Index(self.parts)
+        return self._made

@@ -89,14 +89,13 @@ class Questions:
     def progress_of(self, device: str) -> tuple[float, str]:
         """Return how far a device says it is."""
         for exchange in self._open.values():
-            for part in exchange.open:
-                if part.device == device:
-                    return part.progress, part.text
+            for part in exchange.open_of(DeviceId(device)):
+                return part.progress, part.text
         return 0.0, ""
 
     def waits_for(self, device: DeviceId) -> bool:
         """Return whether an open question waits for a device."""
-        return any(part.device == device for one in self._open.values() for part in one.open)
+        return any(one.open_of(device) for one in self._open.values())
 
     def waiting(self) -> Waiting | None:
         """Return what the oldest open question waits for, in words."""
@@ -386,9 +385,8 @@ class Questions:
     def present(self, device: DeviceId) -> None:
         """Send a device that is here again what it has not answered."""
         for exchange in self._open.values():
-            for part in exchange.open:
-                if part.device == device:
-                    self.deliveries.send(exchange, part)
+            for part in exchange.open_of(device):
+                self.deliveries.send(exchange, part)
 
     # Answers.
 
@@ -459,7 +457,7 @@ class Questions:
 
     async def withdraw(self, device: DeviceId, why: str) -> None:
         """Take a device's open tasks away."""
-        parts = [p for one in self._open.values() for p in one.open if p.device == device]
+        parts = [part for one in self._open.values() for part in one.open_of(device)]
         self.deliveries.cancel(parts, why)
         for part in parts:
             await self.fail(part.task, NODE_UNAVAILABLE, why)

@@ -48,3 +48,17 @@ def test_a_task_settles_once() -> None:
     # What the database says came first is what counts, though the end was on its way.
     made.over = True
     assert made.settle(ParcelId("t1"), Outcome.REPLIED)
+
+
+def test_what_is_open_of_a_device_follows_what_settles_and_what_is_added() -> None:
+    made = exchange(2)
+    assert [part.task for part in made.open_of(DeviceId("d1"))] == ["t1"]
+    made.settle(ParcelId("t1"), Outcome.FAILED)
+    assert made.open_of(DeviceId("d1")) == []
+    assert made.open_of(DeviceId("unknown")) == []
+    again = ParcelId("again")
+    parcel = Parcel(id=again, kind="task")
+    made.parts[again] = Part(task=again, device=DeviceId("d1"), node=1, parcel=parcel)
+    assert [part.task for part in made.open_of(DeviceId("d1"))] == ["again"]
+    assert [part.task for part in made.open] == ["t0", "again"]
+    assert (made.count(Outcome.OPEN), made.count(Outcome.FAILED)) == (2, 1)
