@@ -217,6 +217,11 @@ class Asker:
         """Return where this server side is."""
         return Counts(asked=self._asked, mustered=self._mustered)
 
+    @property
+    def goes_on(self) -> bool:
+        """Return whether a server side before this one kept a checkpoint."""
+        return self._before.checkpoint is not None
+
     def checkpoint(self) -> Records | None:
         """Return the checkpoint to go on from, or None; whoever uses it calls `go_on`."""
         path = self._before.checkpoint

@@ -18,6 +18,7 @@ from flwr.serverapp.exception import AggregationError, InconsistentMessageReplie
 from flwr.supercore.task_identity import TaskIdentity
 from skerry_cloud.strategies import RoundPlan
 from skerry_cloud.strategies.flower import SkerryGrid, from_flower, to_flower
+from skerry_cloud.strategies.flower.grid import UnheardError
 from skerry_cloud.strategies.flower.replies import Replies
 from skerry_cloud.strategies.flower.streaming import streaming
 from skerry_protos.records import Records
@@ -314,3 +315,23 @@ def test_errors_are_flower_s(tmp_path: Path) -> None:
             s.FedAvg(**everyone()).aggregate_train(1, replies)
         assert s.FedAvg(**everyone()).aggregate_train(1, []) == (None, None)
         assert s.FedMedian(**everyone()).aggregate_train(1, []) == (None, None)
+
+
+def test_a_run_in_which_every_device_fails_says_so_and_one_reply_is_enough(tmp_path: Path) -> None:
+    def broken(node: int, asked: Records) -> str:
+        return f"node {node}: ValueError: no data"
+
+    def one(node: int, asked: Records) -> Records | str:
+        return device(node, asked) if node == NODES[0] else broken(node, asked)
+
+    for name in ("none", "one"):
+        (tmp_path / name).mkdir()
+    with asking(Shore(tmp_path / "none", NODES, broken)) as asker, streaming(asker, MEMORY):
+        grid = SkerryGrid(asker, PLAN, 1)
+        train(s.FedAvg(**everyone()), grid, rounds=1)
+        with pytest.raises(UnheardError, match=r"no device gave .* ValueError: no data"):
+            grid.check_heard()
+    with asking(Shore(tmp_path / "one", NODES, one)) as asker, streaming(asker, MEMORY):
+        grid = SkerryGrid(asker, PLAN, 1)
+        train(s.FedAvg(**everyone()), grid, rounds=1)
+        grid.check_heard()

@@ -8,6 +8,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Error, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
+from skerry_protos.errors import SkerryError
 from skerry_protos.messages import new_id
 from skerry_protos.records import Records
 
@@ -23,6 +24,12 @@ SERVER_NODE = 1
 WEIGHTS = ("num-examples", "num_examples")
 
 
+class UnheardError(SkerryError):
+    """Every device that was asked failed at everything."""
+
+    code = "run"
+
+
 class SkerryGrid(Grid):  # type: ignore[misc]
     """Flower's network, over our fleet: every wait ends, every silence is an error reply."""
 
@@ -36,6 +43,8 @@ class SkerryGrid(Grid):  # type: ignore[misc]
         self._unread = threading.local()
         self._means: dict[tuple[int, str], MetricMean] = {}
         self._round = 0
+        self._heard = False
+        self._failure = ""
         self.watched = False
         self.model: ArrayRecord | None = None
 
@@ -105,6 +114,16 @@ class SkerryGrid(Grid):  # type: ignore[misc]
         self._unread.replies = None
         if replies is not None and not replies.settled:
             replies.settle()
+
+    def check_heard(self) -> None:
+        """Raise UnheardError when devices were asked and not one reply of any could be used.
+
+        Flower's strategies go on over failures, and would end with the model they began with.
+        """
+        if self._failure and not self._heard and not self.asker.goes_on:
+            raise UnheardError(
+                f"no device gave a reply that can be used; the last: {self._failure}"
+            )
 
     def _push(self, messages: Sequence[Message], timeout: float | None) -> list[str]:
         if not messages:
@@ -184,8 +203,10 @@ class SkerryGrid(Grid):  # type: ignore[misc]
         )
         metadata.delivered_at = str(time.time())
         if answer.content is None:
+            self._failure = answer.why
             error = Error(answer.code, answer.why)
             return Message(error=error, metadata=metadata)
+        self._heard = True
         content = to_flower(answer.content)
         return Message(content=content, metadata=metadata)
 

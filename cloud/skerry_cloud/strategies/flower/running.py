@@ -40,6 +40,7 @@ def run_app(
     with watching(grid), streaming(asker, plan.aggregation_memory_bytes):
         app(grid, context)
         grid.settle()
+    grid.check_heard()
     if grid.model is None:
         asker.note("the app sent no arrays: the run has no model")
     else:
@@ -80,6 +81,7 @@ def run_strategy(
             evaluate_config=ConfigRecord(dict(plan.run_config)),
             evaluate_fn=evaluated if evaluate is not None else None,
         )
+    grid.check_heard()
     return tensors_of(result.arrays) if result.arrays else dict(weights)
 
 
