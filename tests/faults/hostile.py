@@ -162,7 +162,7 @@ BAD: dict[str, tuple[str, Callable[[Mallory, Parcel], None]]] = {
 def bad_input(tally: Tally, world: World) -> None:
     """Answer each round in another bad way; all are refused and named, nobody else is touched."""
     options = {"codec": "lossless", "reply_bytes": 3 * SIZE}
-    clean = world.clean(len(BAD), **options)
+    clean = world.clean(len(BAD), **options) if tally.full else None
     with Mallory(world) as mallory:
         world.wait_here(mallory.name)
         while tally.trials < tally.count:

@@ -47,8 +47,9 @@ def config_of(identity: Identity, kind: str, home: Path, receiver: Any, **other:
 class Mallory:
     """One such device; a context manager. Plain calls: its link lives in a thread of its own."""
 
-    def __init__(self, world: "World", name: str = "mallory") -> None:
+    def __init__(self, world: "World", name: str = "mallory", *, connect: bool = True) -> None:
         self.name = name
+        self._connect = connect
         self.home = world.home / "agents" / name
         self.tasks: list[Parcel] = []
         self.refusals: list[RefusedError] = []
@@ -69,7 +70,8 @@ class Mallory:
         if not (self.home / "identity" / "identity.json").exists():
             self._world.launch(len(self._world.boats), name=self.name)
         self._background.start()
-        self.connect()
+        if self._connect:
+            self.connect()
         return self
 
     def __exit__(
@@ -86,7 +88,7 @@ class Mallory:
         assert self._link is not None
         return self._link
 
-    def connect(self, **other: Any) -> None:
+    def connect(self, *, wait: bool = True, **other: Any) -> None:
         """Open a link: a session of its own, in which nothing was said before."""
         identity = Identity.load(self.home)
         config = config_of(
@@ -102,8 +104,9 @@ class Mallory:
         assert isinstance(link, Crossing)
         self._link = link
         self._background.do(link.__aenter__())
-        self.wait(lambda: bool(self.states), "an answer to its Hello")
-        if self.link.connected:
+        if wait:
+            self.wait(lambda: bool(self.states), "an answer to its Hello")
+        if wait and self.link.connected:
             self.beat()
 
     def beat(self) -> None:

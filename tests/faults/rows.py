@@ -1,8 +1,8 @@
 """All rows, in order."""
 
-from tests.faults import disks, fleets, hostile, kills, network, resume
+from tests.faults import clocks, disks, fleets, hostile, kills, network, passes, resume
 from tests.faults.table import ROWS
 
-__all__ = ["ROWS", "disks", "fleets", "hostile", "kills", "network", "resume"]
+__all__ = ["ROWS", "clocks", "disks", "fleets", "hostile", "kills", "network", "passes", "resume"]
 
 ROWS.sort(key=lambda row: (row.number, row.name, row.link))
