@@ -5,12 +5,12 @@ Each is what somebody might well write, and switched on only by the tests (or --
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from skerry_cloud.runs import Runs
-from skerry_cloud.runs.asker import Answer, Ask, Asker, Node
+from skerry_cloud.runs import Runs, replies
+from skerry_cloud.runs.asker import Answer, Asker
 from skerry_cloud.strategies import mean
 from skerry_edge import outbox
 from skerry_edge.agent import Agent
@@ -50,15 +50,26 @@ def _forgotten_at_restart() -> list[tuple[Any, str, Any]]:
 
 def _folded_as_they_come() -> list[tuple[Any, str, Any]]:
     """Replies are summed in the order in which they arrive, which no restart repeats."""
+    in_order = replies.in_order
 
-    def as_they_come(
-        asker: Asker, nodes: Sequence[Node], content: Any, number: int, phase: str
-    ) -> Iterable[Answer]:
-        asks = [Ask(node=one.node, message_type=phase, content=content) for one in nodes]
-        tasks = asker.ask(asks, round_=number, phase=phase)
-        return asker.answers(tasks, [one.node for one in nodes])
+    def as_they_come(*what: Any, **how: Any) -> Iterator[Answer]:
+        yield from sorted(in_order(*what, **how), key=lambda answer: answer.at)
 
-    return [(mean, "_in_order", as_they_come)]
+    return [(mean, "in_order", as_they_come)]
+
+
+def _counted_again() -> list[tuple[Any, str, Any]]:
+    """A server side that begins again folds a reply in twice: as journalled, and as heard."""
+    in_order = replies.in_order
+
+    def again(asker: Asker, *what: Any, **how: Any) -> Iterator[Answer]:
+        begun_before = asker.checkpoint() is not None
+        for answer in in_order(asker, *what, **how):
+            yield answer
+            if begun_before:
+                yield answer
+
+    return [(mean, "in_order", again)]
 
 
 def _blobs_not_synced() -> list[tuple[Any, str, Any]]:
@@ -115,6 +126,7 @@ BUGS = {
     "acknowledged-first": _acknowledged_first,
     "forgotten-at-restart": _forgotten_at_restart,
     "folded-as-they-come": _folded_as_they_come,
+    "counted-again": _counted_again,
     "blobs-not-synced": _blobs_not_synced,
     "outbox-not-synced": _outbox_not_synced,
     "cancelled-too-late": _cancelled_too_late,

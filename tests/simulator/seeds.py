@@ -1,6 +1,7 @@
 """Many seeds over all cores: progress, and the first seed that fails with what it broke."""
 
 import argparse
+import contextlib
 import functools
 import gc
 import itertools
@@ -82,11 +83,10 @@ def _many(
     ends: Counter[str] = Counter()
     count = events = 0
     virtual_s = 0.0
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with _pool(processes) as pool:
         for told in _in_time(pool, story, seeds, block=BLOCK * processes, until=began + seconds):
             if told.broken:
                 print(f"{count} of {len(seeds)} seeds were good", flush=True)
-                pool.terminate()
                 return _show(told, whole=False)
             count += 1
             ends.update(told.ended)
@@ -112,14 +112,25 @@ def _many(
     return 0
 
 
+@contextlib.contextmanager
+def _pool(processes: int) -> Iterator[Pool | None]:
+    """Yield so many processes, or None where this one is enough."""
+    if processes < 2:
+        yield None
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield pool
+
+
 def _in_time(
-    pool: Pool, story: Callable[[int], Told], seeds: range, *, block: int, until: float
+    pool: Pool | None, story: Callable[[int], Told], seeds: range, *, block: int, until: float
 ) -> Iterator[Told]:
     """Yield the stories of whole blocks of seeds, until all are told or the time is over."""
     for place in range(0, len(seeds), block):
         if time.monotonic() > until:
             return
-        yield from pool.imap_unordered(story, seeds[place : place + block], chunksize=4)
+        some = seeds[place : place + block]
+        yield from map(story, some) if pool is None else pool.imap_unordered(story, some, 4)
 
 
 def _show(told: Told, *, whole: bool) -> int:
