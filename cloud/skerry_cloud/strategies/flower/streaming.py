@@ -6,7 +6,7 @@ by blocks over replies on disk (robust.py). Their results are Flower's. A strate
 that overrides an aggregation keeps it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import INFO, WARN
 from types import ModuleType
@@ -44,6 +44,9 @@ from skerry_cloud.strategies.flower.robust import (
 
 Result = tuple[ArrayRecord | None, MetricRecord | None]
 Aggregate = Callable[[Any, int, Iterable[Message]], Result]
+
+REFUSED = 0
+"""The code of a reply that came and was not taken, or was screened out; failures have others."""
 
 
 @contextmanager
@@ -172,8 +175,10 @@ def _elementwise(
 def _bulyan_train(memory: int, keep: Keep) -> Aggregate:
     def aggregate_train(self: Bulyan, server_round: int, replies: Iterable[Message]) -> Result:  # noqa: ARG001 - Flower's signature
         """Aggregate those that a rule selects by the mean of what is closest to their median."""
-        messages, _ = self._check_and_log_replies(replies, is_train=True)
-        needed = 4 * self.num_malicious_nodes + 3
+        heard = list(replies)
+        messages, _ = self._check_and_log_replies(heard, is_train=True)
+        malicious = _left(self.num_malicious_nodes, heard)
+        needed = 4 * malicious + 3
         if len(messages) < needed:
             log(
                 WARN,
@@ -183,12 +188,25 @@ def _bulyan_train(memory: int, keep: Keep) -> Aggregate:
                 len(messages),
             )
             return None, None
-        theta = len(messages) - 2 * self.num_malicious_nodes
-        beta = theta - 2 * self.num_malicious_nodes
+        theta = len(messages) - 2 * malicious
+        beta = theta - 2 * malicious
         contents = [message.content for message in messages]
-        selected = self.selection_rule(contents, self.num_malicious_nodes, theta)
+        selected = self.selection_rule(contents, malicious, theta)
         records = [next(iter(content.array_records.values())) for content in selected]
         arrays = by_blocks(records, closest_to_median(beta), memory, keep)
         return arrays, self.train_metrics_aggr_fn(selected, self.weighted_by_key)
 
     return aggregate_train
+
+
+def _left(malicious: int, replies: Sequence[Message]) -> int:
+    """Return how many malicious replies may be among those that are left.
+
+    Screening takes bad replies out before Bulyan counts, and Bulyan wants 4 f + 3: with 20 % of
+    the devices malicious and refused, it would skip every round. Where too few are left, what was
+    refused counts as found: there are at most f, and so many fewer remain.
+    """
+    errors = [message.error for message in replies if message.has_error()]
+    if len(replies) - len(errors) >= 4 * malicious + 3:
+        return malicious
+    return max(0, malicious - len([one for one in errors if one.code == REFUSED]))
