@@ -4,7 +4,7 @@ Each implementation runs one `skerry_protos.session.Session` per connected devic
 is connected; who is enrolled, labelled or revoked is the registry's business, asked by `Gate`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Protocol
 
@@ -50,8 +50,11 @@ class Gate(Protocol):
 class Fleet(Protocol):
     """The devices connected by one transport (or by all); an async context manager."""
 
-    def devices(self) -> frozenset[DeviceId]:
-        """Return who is connected now."""
+    def devices(self) -> Set[DeviceId]:
+        """Return who is connected now; it may go on showing that as they come and go.
+
+        Asking whether it holds a device costs the same for one device and for thousands.
+        """
         ...
 
     async def deliver(self, device: DeviceId, parcel: Parcel) -> None:

@@ -1,7 +1,7 @@
 """Several transports as one fleet: what is for a device goes where the device is connected."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 from skerry_protos.errors import LinkError
@@ -30,7 +30,7 @@ class JoinedFleet:
             raise LinkError(f"device {device} is not connected")
         return last
 
-    def devices(self) -> frozenset[DeviceId]:
+    def devices(self) -> Set[DeviceId]:
         return frozenset[DeviceId]().union(*(fleet.devices() for fleet in self._fleets))
 
     async def deliver(self, device: DeviceId, parcel: Parcel) -> None:

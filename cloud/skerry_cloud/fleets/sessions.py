@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 
 from skerry_protos.allocator import keep_freed_memory
@@ -332,8 +332,8 @@ class Sessions:
 
     # --- Fleet
 
-    def devices(self) -> frozenset[DeviceId]:
-        return frozenset(self._visits)
+    def devices(self) -> Set[DeviceId]:
+        return self._visits.keys()
 
     async def deliver(self, device: DeviceId, parcel: Parcel) -> None:
         await self.session(device).deliver(parcel)
