@@ -19,6 +19,7 @@ from skerry_cloud.fleets.grpc import GrpcFleet
 from skerry_cloud.fleets.memory import MemoryFleet
 from skerry_cloud.fleets.mqtt import MqttFleet
 from skerry_cloud.identity import Authority
+from skerry_cloud.models.apps import SignedApps
 from skerry_cloud.models.registry import Models
 from skerry_cloud.models.updates import Updates
 from skerry_cloud.registry import Registry
@@ -30,7 +31,7 @@ from skerry_cloud.store import runs as kept
 from skerry_cloud.store.runs import Run
 from skerry_devices.apps import read_app
 from skerry_edge.agent import Agent
-from skerry_edge.config import AgentConfig, Limits
+from skerry_edge.config import AgentConfig, Limits, ModelsTable
 from skerry_edge.identity import Identity, LinkAddress
 from skerry_edge.links import LinkConfig, open_link
 from skerry_edge.links.memory import MemoryLink
@@ -64,6 +65,7 @@ class SmallFleet:
     running: dict[str, Agent] = field(default_factory=dict)
     self_test: SelfTest | None = None
     service: Callable[[str], Service] | None = None
+    models_table: ModelsTable = field(default_factory=ModelsTable)
 
     async def enrol(
         self, *devices: str, labels: Mapping[str, str] | None = None, first_node: int = 100
@@ -177,6 +179,7 @@ async def small_fleet(
     labels: Mapping[str, str] | None = None,
     self_test: SelfTest | None = None,
     service: Callable[[str], Service] | None = None,
+    models_table: ModelsTable | None = None,
 ) -> AsyncIterator[SmallFleet]:
     """Run a fleet with these devices connected while the block runs."""
     limits = Limits(workers=workers, worker_idle_s=600.0)
@@ -188,6 +191,9 @@ async def small_fleet(
             Registry(store=store, authority=authority, heartbeat_s=2.0)
         )
         fleet, url = await _open_fleet(stack, transport, home, registry, blobs)
+        models, updates, rollouts = await open_models(
+            home, stack, store=store, blobs=blobs, fleet=fleet, registry=registry
+        )
         runs = Runs(
             store=store,
             blobs=blobs,
@@ -196,9 +202,7 @@ async def small_fleet(
             sign=authority.sign_bundle,
             folder=home / "runs",
             hidden=lambda: secrets_in(home),
-        )
-        models, updates, rollouts = await open_models(
-            home, stack, store=store, blobs=blobs, fleet=fleet, registry=registry
+            apps=SignedApps(models.repository),
         )
         registry.attach(fleet=fleet, work=runs, serving=updates)
         await stack.enter_async_context(runs)
@@ -219,6 +223,7 @@ async def small_fleet(
             rollouts=rollouts,
             self_test=self_test,
             service=service,
+            models_table=models_table or ModelsTable(),
         )
         await made.enrol(*devices, labels=labels)
         made.start(*devices)
@@ -271,7 +276,7 @@ def make_agent(fleet: SmallFleet, device: str) -> Agent:
         valid_from=time.time(),
         valid_until=time.time() + 86_400,
     )
-    config = AgentConfig(home=home, limits=Limits(workers=4))
+    config = AgentConfig(home=home, limits=Limits(workers=4), models=fleet.models_table)
 
     def opener(config: LinkConfig) -> Any:
         return MemoryLink(config) if config.kind == "memory" else open_link(config)

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from securesystemslib.signer import CryptoSigner
 from skerry_cloud.models import ceremonies, signing
+from skerry_cloud.models.apps import app_target
 from skerry_cloud.models.ceremonies import Thresholds
 from skerry_cloud.models.registry import Models, custom_of, target_path
 from skerry_cloud.models.repository import Repository
 from skerry_cloud.models.signing import Held
 from skerry_cloud.store.models import Version
+from skerry_protos import bundles
 from skerry_protos.manifest import Golden, Manifest, Port
 from skerry_protos.messages import digest_of
 from skerry_protos.packing import pack_artefact
@@ -71,6 +75,55 @@ class Signer:
         }
         made = ceremonies.sign_targets(channel, current.to_bytes(), add, self.keys)
         assert await self.repository.accept(made, "test") == {channel: 0}
+
+    async def take_over_apps(self) -> None:
+        """Put an offline key in the place of the coordinator's for apps."""
+        fresh = [Held(role="apps", path=Path("nowhere"), signer=_new_signer())]
+        made = ceremonies.rotate(
+            "apps",
+            root=self._newest("root"),
+            director_root=self._newest("director-root"),
+            targets=self._newest("targets"),
+            channels={"apps": self._newest("apps")},
+            held=self.keys,
+            fresh=fresh,
+        )
+        assert await self.repository.accept(made, "test") == {"targets": 0, "apps": 0}
+        self.keys.extend(fresh)
+
+    async def rotate_online(self) -> None:
+        """Have the coordinator use new keys of its own."""
+        targets = self.repository.metadata("targets")
+        assert targets is not None
+        mine = self.repository.online.public()["apps"].keyid
+        made = ceremonies.rotate(
+            "online",
+            root=self._newest("root"),
+            director_root=self._newest("director-root"),
+            targets=self._newest("targets"),
+            channels={},
+            held=self.keys,
+            fresh=[],
+            online=self.repository.online.prepare(),
+            apps_offline=mine not in targets.signed.delegations.roles["apps"].keyids,
+        )
+        assert set((await self.repository.accept(made, "test")).values()) == {0}
+
+    async def sign_app(self, manifest: bundles.Manifest, *, drop: bool = False) -> None:
+        """Sign an app with the offline key, or sign that it is none any more."""
+        target = app_target(manifest)
+        add = {} if drop else {target.path: target}
+        gone = [target.path] if drop else []
+        made = ceremonies.sign_targets("apps", self._newest("apps"), add, self.keys, drop=gone)
+        assert await self.repository.accept(made, "test") == {"apps": 0}
+
+    def _newest(self, role: str) -> bytes:
+        found = self.repository.metadata(role)
+        return found.to_bytes() if found is not None else b""
+
+
+def _new_signer() -> CryptoSigner:
+    return CryptoSigner(ed25519.Ed25519PrivateKey.generate())
 
 
 def make_keys(folder: Path) -> list[Held]:

@@ -41,6 +41,7 @@ from skerry_cloud.fleets.joined import JoinedFleet
 from skerry_cloud.fleets.mqtt import MqttFleet
 from skerry_cloud.identity import Authority, ServerCredentials
 from skerry_cloud.models.answers import Answers
+from skerry_cloud.models.apps import SignedApps
 from skerry_cloud.models.online import OnlineKeys
 from skerry_cloud.models.registry import Models
 from skerry_cloud.models.repository import Repository
@@ -103,6 +104,9 @@ async def running(config: CoordinatorConfig) -> AsyncIterator[Addresses]:
         broker = await open_for_mqtt(config, stack, keys, registry)
         fleets = make_fleets(config, keys, registry, blobs, broker)
         fleet = JoinedFleet(list(fleets.values()))
+        models, updates, rollouts = await open_models(
+            config.home, stack, store=store, blobs=blobs, fleet=fleet, registry=registry
+        )
         runs = Runs(
             store=store,
             blobs=blobs,
@@ -111,9 +115,7 @@ async def running(config: CoordinatorConfig) -> AsyncIterator[Addresses]:
             sign=authority.sign_bundle,
             folder=config.home / "runs",
             hidden=lambda: secrets_in(config.home),
-        )
-        models, updates, rollouts = await open_models(
-            config.home, stack, store=store, blobs=blobs, fleet=fleet, registry=registry
+            apps=SignedApps(models.repository),
         )
         policies = Policies(store=store, runs=runs, roster=registry)
         updates.on_report.append(policies.heard)

@@ -29,6 +29,7 @@ COMMANDS = {
     "run": "Train an app (a folder) on the fleet.",
     "runs": "List, watch, stop runs and fetch their models.",
     "models": "Export, import, sign, compare and retire models.",
+    "apps": "Sign and withdraw apps for devices that run signed ones only.",
     "keys": "Make, use and rotate the offline keys that models are signed with.",
     "rollout": "Bring a signed model to the fleet in waves, behind gates.",
     "config": "Choose which coordinator the commands speak to.",

@@ -74,6 +74,10 @@ class Verified:
     files: Mapping[str, bytes]
     client: Any  # tuf.ngclient.Updater, refreshed
 
+    def has(self, name: str) -> bool:
+        """Return whether the snapshot names metadata of a delegated role."""
+        return f"{name}.json" in self.client._trusted_set.snapshot.meta
+
     def role(self, name: str) -> bytes:
         """Return a role's newest metadata, verified."""
         from skerry_cloud.models.signing import read, signatures_missing

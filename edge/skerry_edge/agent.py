@@ -34,7 +34,8 @@ from skerry_edge.identity import Identity, LinkAddress
 from skerry_edge.journal import Journal
 from skerry_edge.links import LinkConfig, open_link
 from skerry_edge.models import NoSelfTest, SelfTest, Service
-from skerry_edge.models.trust import Verify, in_child
+from skerry_edge.models.apps import AppPolicy
+from skerry_edge.models.trust import Verify, in_child, one_at_a_time
 from skerry_edge.models.updates import Updates
 from skerry_edge.outbox import HELD_LIMIT, REPLY, Ledger, Seen, reply_id
 from skerry_edge.renewal import Renewal
@@ -91,19 +92,7 @@ class Agent:
             budget=self._budget,
         )
         self._route.on_change = self._reporter.changed
-        self._workshop = Workshop(
-            config,
-            identity.device,
-            blobs=self._blobs,
-            bundles=Bundles(
-                config.home / "apps", identity.bundle_key_pem, keep=config.limits.bundles
-            ),
-            ledger=self._ledger,
-            route=self._route,
-            clock=self._clock,
-            journal=self._journal,
-            budget=self._budget,
-        )
+        verify = one_at_a_time(verify)
         self.updates = Updates(
             config.home,
             identity.device,
@@ -116,6 +105,27 @@ class Agent:
             profile=config.agent.profile,
             verify=verify,
             now=self._clock.deadlines,
+        )
+        self._workshop = Workshop(
+            config,
+            identity.device,
+            blobs=self._blobs,
+            bundles=Bundles(
+                config.home / "apps", identity.bundle_key_pem, keep=config.limits.bundles
+            ),
+            ledger=self._ledger,
+            route=self._route,
+            clock=self._clock,
+            journal=self._journal,
+            budget=self._budget,
+            policy=AppPolicy(
+                required=config.models.signed_apps,
+                trust=self.updates.trust,
+                device=identity.device,
+                root_sha256=config.models.root_sha256,
+                verify=verify,
+                server_now=self.updates.server_now,
+            ),
         )
         self._queue: asyncio.Queue[tuple[Task, float]] = asyncio.Queue()
         self._working: dict[ParcelId, asyncio.Task[Parcel]] = {}

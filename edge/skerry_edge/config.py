@@ -110,6 +110,8 @@ class ModelsTable:
     """SHA-256 of the repository's first root.json; empty: the first one that comes is trusted."""
     state: Path | None = None
     """What was verified and found bad, kept where nothing is wiped; unset: <home>/trust."""
+    signed_apps: bool = False
+    """Run only apps that the models' repository has signed, not all that the coordinator sends."""
 
     def __post_init__(self) -> None:
         if self.root_sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", self.root_sha256):

@@ -15,6 +15,7 @@ from skerry_edge.clock import Clock
 from skerry_edge.config import AgentConfig
 from skerry_edge.energy import Budget, Share
 from skerry_edge.journal import Journal
+from skerry_edge.models.apps import AppPolicy
 from skerry_edge.outbox import Ledger, file_name
 from skerry_edge.routes import Route
 from skerry_edge.states import FEEDBACK, STATE
@@ -55,11 +56,13 @@ class Workshop:
         clock: Clock,
         journal: Journal,
         budget: Budget,
+        policy: AppPolicy,
     ) -> None:
         self._config, self._device = config, device
         self._blobs, self._bundles, self._ledger = blobs, bundles, ledger
         self._route, self._clock, self._journal = route, clock, journal
         self._budget, self._idle_w = budget, config.energy.idle_w
+        self._policy = policy
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def perform(self, task: Task, workers: Workers, spent: Spent) -> Parcel:
@@ -131,12 +134,13 @@ class Workshop:
         return await self._keep(task, answer, states)
 
     async def _bundle(self, task: Task) -> Bundle:
-        """Return the task's bundle, verified and unpacked."""
+        """Return the task's bundle, verified and unpacked, if it may run here."""
         found = await asyncio.to_thread(self._bundles.find, task.bundle.digest)
-        if found is not None:
-            return found
-        file = await self._fetch(task.bundle)
-        return await asyncio.to_thread(self._bundles.add, task.bundle.digest, file)
+        if found is None:
+            file = await self._fetch(task.bundle)
+            found = await asyncio.to_thread(self._bundles.add, task.bundle.digest, file)
+        await self._policy.require(task.parcel, found, self._fetch)
+        return found
 
     async def _content(self, task: Task, folder: Path) -> Path:
         """Return the records file the task asks with."""

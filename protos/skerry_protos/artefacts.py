@@ -30,6 +30,8 @@ VARIANTS: Final = "variants"
 """Key of a release's wish: what may be served in its place, filled in by the device alone."""
 VARIANTS_LIMIT: Final = 8
 """Most variants of one release."""
+APP_FOLDER: Final = f"{APPS}/"
+"""Where apps are in the models' repository: `apps/<SHA-256 of the bundle's manifest.json>`."""
 SET_LIMIT: Final = 8 * 1024**2
 """Largest metadata set, bytes."""
 SET_FILES: Final = 600

@@ -107,7 +107,7 @@ def _roles(repository: Repository) -> list[RoleView]:
         return []
     found = []
     targets = repository.metadata("targets")
-    for role in ("root", "targets", "stable", "canary", "snapshot", "timestamp"):
+    for role in ("root", "targets", "stable", "canary", "apps", "snapshot", "timestamp"):
         metadata = repository.metadata(role)
         if metadata is None:
             continue

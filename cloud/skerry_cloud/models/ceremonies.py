@@ -53,10 +53,13 @@ def sign_targets(
     add: Mapping[str, TargetFile],
     held: Iterable[Held],
     *,
-    drop: Iterable[TargetPath] = (),
+    drop: Iterable[TargetPath | str] = (),
 ) -> dict[str, bytes]:
     """Return a channel's next metadata, with these artefacts and without those dropped."""
-    metadata = signing.next_version(signing.read(current, Targets), channel)
+    if current:
+        metadata = signing.next_version(signing.read(current, Targets), channel)
+    else:  # of apps nothing is signed in the beginning
+        metadata = Metadata(signing.new_channel(channel))
     for path in drop:
         metadata.signed.targets.pop(str(path), None)
     metadata.signed.targets.update(add)
@@ -84,10 +87,13 @@ def rotate(
     held: Iterable[Held],
     fresh: Iterable[Held],
     online: Mapping[str, Key] | None = None,
+    apps_offline: bool = False,
 ) -> dict[str, bytes]:
     """Return metadata in which `fresh` keys (or `online` ones) take the place of a role's keys.
 
     `held` are the old and the new keys that are at hand: a root is signed by enough of both.
+    `channels` has the metadata of channels, and of apps where there is some. What the old keys of
+    apps have signed counts no more; with `apps_offline` the coordinator gets no new key for them.
     """
     keys, new = list(held), list(fresh)
     image = signing.next_version(signing.read(root, Root), "root")
@@ -101,12 +107,10 @@ def rotate(
                 _replace(image.signed, name, [online[name]])
             for name in ("targets", "snapshot", "timestamp"):
                 _replace(director.signed, name, [online["director"]])
-            _replace(top.signed, APPS, [online["apps"]])
-            changed: dict[str, Metadata[Any]] = {
-                "root": image,
-                "director-root": director,
-                "targets": top,
-            }
+            changed: dict[str, Metadata[Any]] = {"root": image, "director-root": director}
+            if not apps_offline:
+                _replace(top.signed, APPS, [online["apps"]])
+                changed["targets"] = top
         case "root":
             fresh_keys: list[Key] = [each.signer.public_key for each in new]
             _replace(image.signed, "root", fresh_keys)
@@ -115,6 +119,16 @@ def rotate(
         case "targets":
             _replace(image.signed, "targets", [each.signer.public_key for each in new])
             changed = {"root": image, "targets": top}
+        case _ if role == APPS:
+            _replace(top.signed, APPS, [each.signer.public_key for each in new])
+            held_apps = channels.get(APPS)
+            apps = (
+                signing.next_version(signing.read(held_apps, Targets), APPS)
+                if held_apps
+                else Metadata(signing.new_channel(APPS))
+            )
+            apps.signed.targets.clear()
+            return {"targets": _signed(top, "targets", keys), APPS: _signed(apps, APPS, new)}
         case _ if role in CHANNELS:
             _replace(top.signed, role, [each.signer.public_key for each in new])
             channel = signing.next_version(signing.read(channels[role], Targets), role)

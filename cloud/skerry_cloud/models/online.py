@@ -44,6 +44,13 @@ class OnlineKeys:
         """Return the public keys, as an offline root names them."""
         return {role: signer.public_key for role, signer in self._signers.items()}
 
+    def knows(self, role: str, keyid: str) -> bool:
+        """Return whether a key id is of a role's key here, or of its next one."""
+        upcoming = self._next(role)
+        return self._signers[role].public_key.keyid == keyid or (
+            upcoming.exists() and _load(upcoming).public_key.keyid == keyid
+        )
+
     def prepare(self) -> dict[str, Key]:
         """Make the next keys (once); return the public ones. They count when `adopt` is told so."""
         return {role: _load(self._next(role)).public_key for role in ROLES}

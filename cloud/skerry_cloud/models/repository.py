@@ -26,8 +26,10 @@ from skerry_protos.errors import RejectedError, TrustError
 from skerry_protos.messages import BlobRef
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
+from skerry_cloud.models.apps import newest as newest_apps
+from skerry_cloud.models.apps import require_app
 from skerry_cloud.models.online import FRESH_S, WORD_LIFE, OnlineKeys
-from skerry_cloud.models.signing import read, signatures_missing
+from skerry_cloud.models.signing import new_channel, next_version, read, signatures_missing
 from skerry_cloud.store import Store
 from skerry_cloud.store import models as kept
 from skerry_cloud.store.models import Signed
@@ -37,7 +39,9 @@ log = logging.getLogger(__name__)
 MODELS, DIRECTOR = "models", "director"
 SNAPSHOT_LIFE = timedelta(days=30)
 LOOK_S = 600.0
-OFFERED = ("root", "director-root", "targets", *CHANNELS)
+SETS_KEPT = 40
+"""Metadata sets that are still given to who asks: a task may name one of ten days ago."""
+OFFERED = ("root", "director-root", "targets", *CHANNELS, APPS)
 """What offline metadata may be sent, in the order in which it is verified."""
 
 
@@ -135,13 +139,52 @@ class Repository:
                 data = pack_set(self.files())
                 self._set = await asyncio.to_thread(self._blobs.put, data, role=METADATA_ROLE)
                 self._old_sets.append(self._set)
-                while len(self._old_sets) > 3:  # devices may still be fetching the last ones
+                while len(self._old_sets) > SETS_KEPT:
                     old = self._old_sets.pop(0)
                     if old.digest != self._set.digest:
                         await asyncio.to_thread(self._blobs.remove, old.digest)
             return self._set
 
+    def latest(self) -> BlobRef | None:
+        """Return the set that was made last, or None: `as_blob` without waiting."""
+        return self._set or (self._old_sets[-1] if self._old_sets else None)
+
     # What comes in.
+
+    async def sign_app(self, path: str, target: TargetFile) -> bool:
+        """Let the coordinator's own key sign an app; False where the role is in other hands."""
+        async with self._turn:
+            after = self._state.copy()
+            if not self.initialised or not self._signs_apps(after):
+                return False
+            held = after.newest.get(APPS)
+            if held is not None and path in held.signed.targets:
+                return True
+            self._sign_apps(after, {path: target})
+            new = [_signed(APPS, after.newest[APPS]), *self._sign_newest(after)]
+
+            def write(connection: Any) -> None:
+                kept.keep_signed(connection, *new)
+                for role in (APPS, "snapshot", "timestamp"):
+                    kept.drop_old(connection, MODELS, role, keep=3)
+
+            await self._store.write(write)
+            self._state, self._set = after, None
+            return True
+
+    def _signs_apps(self, state: _State) -> bool:
+        """Return whether the offline keys left the role of apps to this coordinator."""
+        targets = state.newest["targets"].signed
+        mine = self.online.signer(APPS).public_key.keyid
+        return list(targets.delegations.roles[APPS].keyids) == [mine]
+
+    def _sign_apps(self, state: _State, add: Mapping[str, TargetFile]) -> None:
+        """Make the next metadata of apps with our own key."""
+        held = state.newest.get(APPS)
+        made = next_version(held, APPS) if held else Metadata(new_channel(APPS))
+        made.signed.targets = newest_apps({**made.signed.targets, **add})
+        made.sign(self.online.signer(APPS))
+        state.newest[APPS] = made
 
     async def accept(self, offered: Mapping[str, bytes], by: str) -> dict[str, int]:
         """Take offline metadata by role; return how many signatures each still lacks (drafts).
@@ -159,10 +202,13 @@ class Repository:
                     lacking[role] = missing
                     source = after.drafts if missing else after.newest
                     new.append(_signed(role, source[role], draft=missing > 0, by=by))
-            _require_channels(after)
             published = any(missing == 0 for missing in lacking.values())
             if published:
                 self._use_online_keys(after)
+                if self._outdated_apps(after):  # by our key before this one
+                    self._sign_apps(after, {})
+                    new.append(_signed(APPS, after.newest[APPS]))
+            _require_channels(after)
             if published and all(role in after.newest for role in ("root", "targets", *CHANNELS)):
                 new += self._sign_newest(after)
             await self._store.write(lambda c: kept.keep_signed(c, *new))
@@ -181,8 +227,19 @@ class Repository:
         if director is not None:
             named["director"] = director.signed.roles["targets"].keyids[0]
         if targets is not None:
-            named["apps"] = targets.signed.delegations.roles[APPS].keyids[0]
+            keyid = targets.signed.delegations.roles[APPS].keyids[0]
+            if self.online.knows(APPS, keyid):  # else it is in the operators' hands
+                named[APPS] = keyid
         self.online.adopt(named)
+
+    def _outdated_apps(self, state: _State) -> bool:
+        held = state.newest.get(APPS)
+        if held is None or "targets" not in state.newest or not self._signs_apps(state):
+            return False
+        try:
+            return signatures_missing(state.newest["targets"].signed, APPS, held) > 0
+        except TrustError:
+            return True
 
     # Keeping it fresh.
 
@@ -230,8 +287,8 @@ class Repository:
     async def _keep_fresh(self) -> None:
         while True:
             try:
-                async with self._turn:
-                    await self._freshen()
+                if self.initialised:
+                    await self.as_blob()
             except Exception as error:  # noqa: BLE001 - tried again; a store that is stuck says so
                 log.error("the models' repository could not be signed anew: %s", error)
             await asyncio.sleep(LOOK_S)
@@ -240,7 +297,7 @@ class Repository:
 def _require_channels(state: _State) -> None:
     """Raise TrustError when targets name keys that have not signed what a channel offers."""
     targets = state.newest.get("targets")
-    for channel in CHANNELS:
+    for channel in (*CHANNELS, APPS):
         metadata = state.newest.get(channel)
         if targets is not None and metadata is not None:
             try:
@@ -270,7 +327,10 @@ def _take(state: _State, role: str, data: bytes) -> int:
         for path, named in metadata.signed.targets.items():
             if not allowed.is_delegated_path(path):
                 raise TrustError(f"{role} may not sign for {path}")
-            TargetPath.parse(path)
+            if role == APPS:
+                require_app(path, named)
+            else:
+                TargetPath.parse(path)
             if "sha256" not in named.hashes:
                 raise TrustError(f"{path} has no SHA-256")
     return _place(state, role, metadata, missing)

@@ -34,14 +34,16 @@ from tuf.api.metadata import (
 from skerry_cloud.files import write_private
 
 OFFLINE = ("root", "targets", *CHANNELS)
-"""Roles whose keys are files on operators' machines."""
+"""Roles whose keys are files on operators' machines from the beginning."""
+KEPT_IN_FILES = (*OFFLINE, APPS)
+"""Those, and the one that is the coordinator's until `skerry keys rotate apps`."""
 LIFE = {
     "root": timedelta(days=730),
     "targets": timedelta(days=730),
-    **dict.fromkeys(CHANNELS, timedelta(days=365)),
+    **dict.fromkeys((*CHANNELS, APPS), timedelta(days=365)),
 }
 PASSWORD_LEAST = 8
-_FILE = re.compile(rf"({'|'.join(OFFLINE)})-([0-9]+)\.pem")
+_FILE = re.compile(rf"({'|'.join(KEPT_IN_FILES)})-([0-9]+)\.pem")
 
 T = TypeVar("T", Root, Timestamp, Snapshot, Targets)
 

@@ -168,12 +168,17 @@ class Conductor:
             raise DamagedError(f"the app's bundle {self.run.app[:12]} is not here any more")
         manifest = self._plan.manifest
         ref = BlobRef(digest=self.run.app, size=bundle.stat().st_size, role="bundle")
+        apps = self._world.apps
+        if apps is not None:
+            await apps.add(manifest)  # keys may have been made since it came
+            await apps.prepare()
         self._maker = TaskMaker(
             run=self.run.id,
             number=self.run.number,
             app=AppCode(kind=manifest.kind, name=manifest.name, entry=manifest.client, bundle=ref),
             options=self.options,
             run_config=self._plan.run_config,
+            metadata=apps.metadata if apps is not None else lambda: None,
         )
 
         def prepare() -> None:

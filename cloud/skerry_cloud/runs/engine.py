@@ -34,7 +34,7 @@ from skerry_cloud.runs.plan import RunOptions
 from skerry_cloud.runs.recall import JOURNAL
 from skerry_cloud.runs.tasks import cancel_parcel, shown
 from skerry_cloud.runs.unwanted import Reason, Unwanted, reason_of
-from skerry_cloud.runs.world import DamagedError, News, Roster, Waiting, World, naming
+from skerry_cloud.runs.world import Apps, DamagedError, News, Roster, Waiting, World, naming
 from skerry_cloud.selectors import parse
 from skerry_cloud.store import Store
 from skerry_cloud.store import blobs as kept_blobs
@@ -82,8 +82,12 @@ class Runs:
         sign: bundles.Sign,
         folder: Path,
         hidden: Callable[[], list[Path]] = list,
+        apps: Apps | None = None,
     ) -> None:
-        """Keep runs' files in `folder`; `hidden` names what their server sides must not see."""
+        """Keep runs' files in `folder`; `hidden` names what their server sides must not see.
+
+        `apps` has apps signed, where there is a models' repository.
+        """
         self.news = News()
         self._world = World(
             store=store,
@@ -93,6 +97,7 @@ class Runs:
             folder=folder,
             hidden=hidden,
             news=self.news,
+            apps=apps,
         )
         self.store = store
         self.blobs = blobs
@@ -191,7 +196,10 @@ class Runs:
             raise ConfigError(f"the app cannot be taken: {error.message}") from error
         ref = await asyncio.to_thread(self._world.blobs.put, signed, role="bundle")
         await self._world.write(lambda c: kept_blobs.keep_blob(c, ref, "app"))
-        return ref.digest, bundles.inspect(signed)
+        manifest = bundles.inspect(signed)
+        if self._world.apps is not None:
+            await self._world.apps.add(manifest)
+        return ref.digest, manifest
 
     # Runs.
 

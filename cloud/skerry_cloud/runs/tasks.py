@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,8 @@ class TaskMaker:
     app: AppCode
     options: RunOptions
     run_config: Mapping[str, Any]
+    metadata: Callable[[], BlobRef | None] = lambda: None
+    """The signed repository by which a device may look the app up."""
 
     def parcel(self, asked: Asked, *, round_: int, deadline: float) -> Parcel:
         """Return the parcel that asks one device."""
@@ -122,7 +124,7 @@ class TaskMaker:
             deadline_unix_s=deadline,
             trace=self.run,
             body=body,
-            blobs=(*content, self.app.bundle),
+            blobs=(*content, self.app.bundle, *filter(None, (self.metadata(),))),
         )
 
 

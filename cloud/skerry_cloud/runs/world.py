@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from skerry_protos.blobs import LocalBlobs
+from skerry_protos.bundles import Manifest
 from skerry_protos.errors import LinkError, SkerryError
 from skerry_protos.failpoints import failpoint
 from skerry_protos.messages import BlobRef, DeviceId
@@ -38,6 +39,16 @@ class Roster(Protocol):
     ) -> list[Device]: ...
 
     async def wait_change(self, timeout_s: float) -> None: ...
+
+
+class Apps(Protocol):
+    """Who has apps signed (skerry_cloud.models.apps.SignedApps)."""
+
+    async def add(self, manifest: Manifest) -> None: ...
+
+    async def prepare(self) -> None: ...
+
+    def metadata(self) -> BlobRef | None: ...
 
 
 class News:
@@ -73,6 +84,7 @@ class World:
     folder: Path  # one subfolder per run
     hidden: Callable[[], list[Path]]  # what a server side must not see
     news: News
+    apps: Apps | None = None  # who signs apps, where there is anybody
 
     async def write(self, function: Callable[[sa.Connection], T]) -> T:
         """Write to the database, and tell those who wait for news."""

@@ -21,7 +21,7 @@ COLUMNS = (
 )
 
 Role = Annotated[
-    str, typer.Argument(metavar="ROLE", help="root, targets, stable, canary or online.")
+    str, typer.Argument(metavar="ROLE", help="root, targets, stable, canary, apps or online.")
 ]
 
 
@@ -98,7 +98,11 @@ def rotate(
     password_file: PasswordFile = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Put new keys in the place of a role's; online: the coordinator's own."""
+    """Put new keys in the place of a role's; online: the coordinator's own.
+
+    The first time for apps, a key here takes the place of the coordinator's: from then on an app is
+    signed by `skerry apps sign`, and what was signed before counts no more.
+    """
     from skerry_cloud.models import ceremonies, signing
 
     from skerry_devices.client import at, connect
@@ -111,9 +115,9 @@ def rotate(
         verified,
     )
 
-    if role not in {*signing.OFFLINE, "online"}:
+    if role not in {*signing.KEPT_IN_FILES, "online"}:
         raise ConfigError(
-            f"there is no role {role!r}", hint="root, targets, stable, canary, online"
+            f"there is no role {role!r}", hint="root, targets, stable, canary, apps, online"
         )
     folder, password = folder_of(keys), password_of(password_file)
     with connect() as client:
@@ -121,10 +125,14 @@ def rotate(
         held = signing.load_keys(folder, ("root", "targets", role), password)
         old = [each for each in held if each.role == role]
         fresh, online = [], None
+        found = client.get(at("repository"))
+        signing_apps = known.client._trusted_set.targets.delegations.roles["apps"].keyids
         if role == "online":
             online = online_keys(client.post(at("repository", "next-keys")))
+        elif role == "apps":
+            fresh = signing.make_keys(folder, {role: 1}, password)
         else:
-            rights = next(r for r in client.get(at("repository"))["roles"] if r["role"] == role)
+            rights = next(r for r in found["roles"] if r["role"] == role)
             fresh = signing.make_keys(folder, {role: len(rights["keys"])}, password)
         with client.download(at("repository", "files", "director-root")) as answer:
             director = answer.read()
@@ -133,10 +141,13 @@ def rotate(
             root=known.role("root"),
             director_root=director,
             targets=known.role("targets"),
-            channels={name: known.role(name) for name in ("stable", "canary")},
+            channels={
+                name: known.role(name) for name in ("stable", "canary", "apps") if known.has(name)
+            },
             held=held,
             fresh=fresh,
             online=online,
+            apps_offline=found["online"]["apps"]["keyid"] not in signing_apps,
         )
         lacking = offer(client, made)
     set_aside(folder, (each.path for each in old))

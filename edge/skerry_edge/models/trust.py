@@ -55,3 +55,14 @@ async def in_process(question: dict[str, Any]) -> dict[str, Any]:
 
     verdict = await asyncio.to_thread(verify.verify, verify.Question(**question))
     return asdict(verdict)
+
+
+def one_at_a_time(verify: Verify) -> Verify:
+    """Return the same for several who ask: what one writes the other must not write over."""
+    turn = asyncio.Lock()
+
+    async def ask(question: dict[str, Any]) -> dict[str, Any]:
+        async with turn:
+            return await verify(question)
+
+    return ask

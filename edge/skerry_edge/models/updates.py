@@ -103,6 +103,12 @@ class Updates:
         """Take the coordinator's time, said over mutual TLS."""
         self._server = (time.monotonic(), unix_s)
 
+    def server_now(self) -> float:
+        """Return the coordinator's time as it is now; 0: it never said."""
+        if self._server is None:
+            return 0.0
+        return self._server[1] + time.monotonic() - self._server[0]
+
     async def accept(self, parcel: Parcel) -> None:
         """Note an update on the disk; the newest replaces those before it."""
         try:
@@ -207,15 +213,12 @@ class Updates:
         except (PeerError, TrustError, RejectedError) as error:
             self._refuse({}, error.message)
             return
-        server = 0.0
-        if self._server is not None:
-            server = self._server[1] + time.monotonic() - self._server[0]
         verdict = await self._verify(
             {
                 "trust": str(self.trust),
                 "device": self._device,
                 "now": time.time(),
-                "server_now": server,
+                "server_now": self.server_now(),
                 "root_sha256": self._root_sha256,
                 "images": images,
                 "director": director,

@@ -21,6 +21,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from skerry_protos.artefacts import (
+    APP_FOLDER,
+    APPS,
     DEVICE,
     SIGNED_AT,
     VARIANT_OF,
@@ -53,6 +55,7 @@ class Question:
     now: float
     server_now: float = 0.0  # what the coordinator's clock showed over mutual TLS; 0: never
     root_sha256: str = ""  # the first root's digest, where an operator pinned it
+    app: str = ""  # only this: whether an app with this manifest's digest is signed
     images: Mapping[str, bytes] = field(default_factory=dict)
     director: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -95,6 +98,8 @@ def verify(question: Question) -> Verdict:
         images = open_client(trust / IMAGES, question.images, now, _image_root(trust, question))
         images.refresh()
         root = images._trusted_set.root
+        if question.app:
+            return Verdict(refused=_app_refused(images, question.app), floor=floor(trust))
         director = open_client(
             trust / DIRECTOR, question.director, now, _director_root(trust, question, root)
         )
@@ -118,6 +123,15 @@ def verify(question: Question) -> Verdict:
         )
     except (TrustError, PeerError) as error:
         return Verdict(refused=error.message, floor=floor(trust))
+
+
+def _app_refused(images: Updater, digest: str) -> str:
+    """Return why an app may not run; empty: it is signed."""
+    any_signed = f"{APPS}.json" in images._trusted_set.snapshot.meta
+    named = images.get_targetinfo(APP_FOLDER + digest) if any_signed else None
+    if named is None or named.hashes.get("sha256") != digest:
+        return f"no key of the role apps has signed the app with manifest {digest[:12]}"
+    return ""
 
 
 class _Set(FetcherInterface):
