@@ -34,6 +34,7 @@ def write_artefact(
     seed: int = 0,
     bias: float = 0.0,
     depth: int = 0,
+    heavy: int = 0,
     free_batch: bool = True,
     preprocessing: tuple[Preprocessing, ...] = (),
     unsure_below: float | None = None,
@@ -43,7 +44,8 @@ def write_artefact(
 ) -> Manifest:
     """Write a classifier's artefact into `folder`: scores = x @ weights(seed) + bias.
 
-    `depth` layers of 256 x 256 in between make it slow; `golden_from` keeps the golden outputs of
+    `depth` layers of 256 x 256 in between make it slow, `heavy` bytes that nobody uses large;
+    `golden_from` keeps the golden outputs of
     another seed; `broken` is "nan" (answers with NaN) or "file" (no ONNX at all).
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +70,9 @@ def write_artefact(
         ]
         nodes.append(helper.make_node("MatMul", [f"h{depth}", "back"], ["nothing"]))
         nodes.append(helper.make_node("Add", ["early", "nothing"], ["scores"]))
+    if heavy:
+        unused = rng.normal(0, 1, heavy // 4).astype(np.float32)
+        constants.append(numpy_helper.from_array(unused, "unused"))
     graph = helper.make_graph(
         nodes,
         "tiny",
