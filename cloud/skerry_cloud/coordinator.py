@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from skerry_protos import tracing
 from skerry_protos.blobs import LocalBlobs
 from skerry_protos.errors import ConfigError
 
@@ -89,6 +90,8 @@ async def running(config: CoordinatorConfig) -> AsyncIterator[Addresses]:
     """Run a coordinator while the block runs."""
     config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     async with contextlib.AsyncExitStack() as stack:
+        tracing.begin("skerry-coordinator")
+        stack.push_async_callback(asyncio.to_thread, tracing.end)
         stack.enter_context(only_one(config.home))
         listener = stack.enter_context(listening(config.host, config.http_port))
         authority = Authority.open(config.home, device_life=timedelta(days=config.certificate_days))

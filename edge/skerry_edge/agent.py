@@ -25,6 +25,7 @@ from skerry_protos.seams import Stream
 from skerry_protos.v1 import work_pb2
 from skerry_protos.versions import installed_version
 
+from skerry_edge import spans
 from skerry_edge.bundles import Bundles
 from skerry_edge.clock import Clock
 from skerry_edge.conditions import interrupted_by, waiting_for
@@ -199,15 +200,18 @@ class Agent:
         Raise SkerryError, within `wait_s` seconds, when it is not in reach or will not answer.
         """
         try:
-            async with (
-                asyncio.timeout(wait_s),
-                await self._route.open_stream("infer", deadline_s=wait_s) as stream,
-            ):
-                await stream.send(json.dumps({"model": model}).encode())
-                for at in range(0, len(inputs), QUESTION_PART):
-                    await stream.send(memoryview(inputs)[at : at + QUESTION_PART])
-                await stream.finish()
-                return b"".join([part async for part in stream])
+            with spans.asking_cloud(model) as trace:
+                async with (
+                    asyncio.timeout(wait_s),
+                    await self._route.open_stream(
+                        "infer", deadline_s=wait_s, trace=trace
+                    ) as stream,
+                ):
+                    await stream.send(json.dumps({"model": model}).encode())
+                    for at in range(0, len(inputs), QUESTION_PART):
+                        await stream.send(memoryview(inputs)[at : at + QUESTION_PART])
+                    await stream.finish()
+                    return b"".join([part async for part in stream])
         except TimeoutError:
             raise DeadlineError(f"the cloud did not answer within {wait_s:g} s") from None
 
@@ -280,7 +284,9 @@ class Agent:
         minding = asyncio.create_task(self._mind(task, doing))
         self._reporter.work(+1)
         try:
-            reply = await doing
+            with spans.working(task.parcel, spent) as told:
+                reply = await doing
+                told(reply)
             if reply.id in self._ledger.outbox:  # else the task was cancelled in the last moment
                 self._offer(reply)
         except DeadlineError:
@@ -344,7 +350,8 @@ class Agent:
     async def _deliver(self, reply: Parcel) -> None:
         """Deliver a reply until the cloud has it, or will never take it; then forget it."""
         try:
-            await self._route.deliver(reply)
+            with spans.replying(reply):
+                await self._route.deliver(reply)
         except (RejectedError, DeadlineError) as error:
             log.warning("reply %s: %s", reply.id, error)
             self._journal.add(f"reply {reply.id}: {error}", run=reply.run, level="warning")

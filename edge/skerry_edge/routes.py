@@ -180,11 +180,11 @@ class Route:
                 f"blob {ref.digest[:12]} ({ref.size} bytes) did not arrive within {deadline_s:g} s"
             ) from None
 
-    async def open_stream(self, kind: str, *, deadline_s: float) -> Stream:
+    async def open_stream(self, kind: str, *, deadline_s: float, trace: str = "") -> Stream:
         """Open a stream over the link that is open now; raise LinkError when none is."""
         if self._link is None or not self.connected:
             raise LinkError("there is no connection to the coordinator")
-        return await self._link.open_stream(kind, deadline_s=deadline_s)
+        return await self._link.open_stream(kind, deadline_s=deadline_s, trace=trace)
 
     async def _open_link(self) -> Link:
         while self._link is None:

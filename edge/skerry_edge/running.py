@@ -7,6 +7,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+from skerry_protos import tracing
 from skerry_protos.allocator import share_arenas
 
 from skerry_edge.agent import Agent
@@ -65,6 +66,14 @@ async def _until_signalled(config: AgentConfig, identity: Identity) -> None:
 
 async def _serve(config: AgentConfig, identity: Identity) -> None:
     """Run the agent, and what serves its models where a runtime is installed."""
+    tracing.begin("skerry-agent", device=identity.device)
+    try:
+        await _serve_models(config, identity)
+    finally:
+        await asyncio.to_thread(tracing.end)
+
+
+async def _serve_models(config: AgentConfig, identity: Identity) -> None:
     if not (config.inference.enabled and RUNTIMES & set(capabilities())):
         await Agent(config, identity).run()
         return

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
+from skerry_protos import tracing
 from skerry_protos.blobs import LocalBlobs
 from skerry_protos.channel import Channel, Said
 from skerry_protos.errors import LinkError, PeerError, RejectCode, RejectedError, SkerryError
@@ -67,7 +68,8 @@ class Answers:
         try:
             async with asyncio.timeout(READ_S + ANSWER_S):
                 model, inputs = await _question(stream)
-                answer = await self._answer(model, inputs)
+                with _answering(stream, device, model):
+                    answer = await self._answer(model, inputs)
                 for at in range(0, len(answer), PART):
                     await stream.send(memoryview(answer)[at : at + PART])
                 await stream.finish()
@@ -133,6 +135,23 @@ class Answers:
                 self._process.kill()
             await self._process.wait()
         self._channel = self._reading = self._process = None
+
+
+def _answering(
+    stream: Stream, device: DeviceId, model: str
+) -> contextlib.AbstractContextManager[object]:
+    """Tell of the answer, in the trace that the device has begun."""
+    if not tracing.parent_of(stream.trace):
+        return contextlib.nullcontext()
+    parent = tracing.parent_of(stream.trace)
+    return tracing.spanning(
+        "answer",
+        trace=stream.trace,
+        parent=parent,
+        scope="skerry.models",
+        device=device,
+        model=model,
+    )
 
 
 async def _question(stream: Stream) -> tuple[str, bytes]:

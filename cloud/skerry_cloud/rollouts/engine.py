@@ -23,6 +23,7 @@ from skerry_cloud.rollouts.choosing import choose
 from skerry_cloud.rollouts.judging import Member, Move, Verdict, judge
 from skerry_cloud.rollouts.lifecycle import OPEN, DeviceState, RolloutEvent, RolloutState
 from skerry_cloud.rollouts.plan import Plan, draw
+from skerry_cloud.rollouts.traces import tell_rollout
 from skerry_cloud.selectors import Selector
 from skerry_cloud.store import Store
 from skerry_cloud.store import models as kept_models
@@ -288,6 +289,7 @@ class Rollouts:
             self._updates.tell(told)
             failpoint("rollout.told")
             if verdict is None:
+                await tell_rollout(self.store, rollout)
                 return
             self._waiting[rollout] = verdict
             if verdict.move is not Move.WAIT:

@@ -13,6 +13,7 @@ from skerry_protos.errors import LinkError, RejectedError, SkerryError
 from skerry_protos.failpoints import failpoint
 from skerry_protos.messages import BlobRef, DeviceId, Parcel, ParcelId, RunId
 
+from skerry_cloud.runs import traces
 from skerry_cloud.runs.exchange import Exchange, Part
 from skerry_cloud.runs.lifecycle import TaskEvent
 from skerry_cloud.runs.tasks import NODE_UNAVAILABLE, OUTAGE_S, cancel_parcel
@@ -75,7 +76,8 @@ class Deliveries:
         parcel = replace(part.parcel, deadline_unix_s=exchange.deadline + OUTAGE_S)
         try:
             async with asyncio.timeout(max(0.0, exchange.deadline - steady.unix_s())):
-                await self._world.fleet.deliver(part.device, parcel)
+                with traces.delivering(self._run, part):
+                    await self._world.fleet.deliver(part.device, parcel)
         except RejectedError as error:
             await self._fail(part.task, NODE_UNAVAILABLE, f"the device rejects it: {error.message}")
         except (LinkError, TimeoutError) as error:

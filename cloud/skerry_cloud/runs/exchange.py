@@ -68,6 +68,7 @@ class Exchange:
     quorum: float
     parts: dict[ParcelId, Part] = field(default_factory=dict)
     over: bool = False
+    asked_at: float = 0.0  # unix seconds
     left_s: float | None = None  # its clock stands still, with so much left
     # The number by which the server side that runs now knows it; None: it has not asked yet.
     asked_as: int | None = None

@@ -13,6 +13,7 @@ from skerry_protos.session.frames import read_parcel
 from skerry_protos.v1 import fleet_pb2
 from skerry_protos.v1.work_pb2 import Progress
 
+from skerry_cloud.runs import traces
 from skerry_cloud.runs.conductor import Conductor
 from skerry_cloud.runs.exchange import Exchange, Outcome, Part
 from skerry_cloud.runs.lifecycle import OPEN_RUNS, OPEN_TASKS, TaskEvent, TaskState
@@ -56,7 +57,8 @@ class Intake:
         try:
             answer = read_reply(parcel)
             _require_round(parcel, exchange)
-            await self._content(device, conductor, exchange, part, answer)
+            with traces.taking_in(conductor.run.id, part):
+                await self._content(device, conductor, exchange, part, answer)
         except (PeerError, TrustError, RejectedError) as error:
             code = error.code if isinstance(error, RejectedError) else RejectCode.MALFORMED
             reason = reason_of(error) if code != RejectCode.UNEXPECTED else Reason.WRONG_ROUND

@@ -34,6 +34,7 @@ from skerry_cloud.runs.tasks import (
     TaskMaker,
     parcel_bytes,
 )
+from skerry_cloud.runs.traces import Traces
 from skerry_cloud.runs.wishes import Question
 from skerry_cloud.runs.world import GoneError, Waiting, World, naming
 from skerry_cloud.store import blobs as kept_blobs
@@ -72,6 +73,7 @@ class Questions:
         self._numbers: dict[int, int] = {}  # as the server side counts, as the database does
         self._last = 0
         self.deliveries = Deliveries(run.id, world, spawn, self.fail)
+        self.traces = Traces(run)
         self.recall = Recall()
         self.codecs = Codecs(options)
         self.round = run.round
@@ -176,6 +178,7 @@ class Questions:
             if claim is not None:
                 await self._repeat(question, claim)
                 return
+        self.traces.asks(self.round)
         exchange, order, absent = await self._new(question, maker)
         failpoint("ask.committed")
         self._open[exchange.number] = exchange
@@ -276,6 +279,7 @@ class Questions:
             phase=question.phase,
             deadline=steady.unix_s() + min(question.timeout_s, self._options.round_deadline_s),
             quorum=self._options.quorum,
+            asked_at=time.time(),
         )
         order: list[ParcelId] = []
         absent: dict[ParcelId, int] = {}
@@ -319,6 +323,7 @@ class Questions:
             shape=print_.shape,
             parts=list(zip(order, nodes, strict=True)),
             deadline_at=exchange.deadline,
+            asked_at=exchange.asked_at,
         )
         refs = {
             ref.digest: ref
@@ -420,6 +425,7 @@ class Questions:
             return False
         failpoint("reply.committed")
         exchange.settle(part.task, Outcome.REPLIED)
+        self.traces.settled(exchange, part)
         self._tell(exchange, part.task, hearing.replied(content, now, self._world.blobs))
         failpoint("reply.told")
         await self._look(exchange)
@@ -446,6 +452,7 @@ class Questions:
 
         if await self._world.write(write):
             exchange.settle(task, Outcome.FAILED)
+            self.traces.settled(exchange, part, why)
             self._tell(exchange, task, hearing.Failed(code=code, why=why, at=now))
             await self._look(exchange)
 
@@ -484,7 +491,9 @@ class Questions:
         failpoint("close.committed")
         for task, why in late.items():
             exchange.settle(task, Outcome.LATE)
+            self.traces.settled(exchange, exchange.parts[task], why)
             self._tell(exchange, task, hearing.Failed(code=NODE_UNAVAILABLE, why=why, at=0.0))
+        self.traces.closed(exchange)
         if exchange.asked_as is not None:
             self._say({"do": "closed", "ask": exchange.asked_as}, b"")
         self._forget(exchange)

@@ -83,6 +83,7 @@ def _exchange(
         deadline=row.deadline_at,
         quorum=options.quorum,
         left_s=row.deadline_at - away_from if row.left_s is None else row.left_s,
+        asked_at=row.asked_at,
     )
     tasks = recorded.asked(connection, row.run, row.number)
     for name, node in row.parts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from skerry_protos import steady
+from skerry_protos import steady, tracing
 from skerry_protos.codecs import NAMES
 from skerry_protos.errors import PeerError
 from skerry_protos.messages import (
@@ -122,7 +122,7 @@ class TaskMaker:
             run=self.run,
             round=round_,
             deadline_unix_s=deadline,
-            trace=self.run,
+            trace=tracing.context(self.run, tracing.span_id(task)),
             body=body,
             blobs=(*content, self.app.bundle, *filter(None, (self.metadata(),))),
         )

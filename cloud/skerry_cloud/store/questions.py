@@ -35,6 +35,7 @@ class Question:
     deadline_at: float
     left_s: float | None = None
     closed_at: float | None = None
+    asked_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,8 @@ def keep_question(connection: sa.Connection, question: Question) -> None:
     """Keep a new question; its tasks are kept by `tasks.ask`."""
     values = {name: getattr(question, name) for name in Question.__dataclass_fields__}
     values["parts"] = [list(part) for part in question.parts]
-    connection.execute(questions.insert().values(asked_at=time.time(), **values))
+    values["asked_at"] = question.asked_at or time.time()
+    connection.execute(questions.insert().values(**values))
 
 
 def close_question(connection: sa.Connection, run: RunId, number: int) -> None:

@@ -291,6 +291,17 @@ def note(
     )
 
 
+def orders(connection: sa.Connection, rollout: str) -> dict[str, float]:
+    """Return when each device was first told to take the version, unix seconds."""
+    chosen = (
+        sa.select(rollout_events.c.device, rollout_events.c.at, rollout_events.c.data)
+        .where(rollout_events.c.rollout == rollout, rollout_events.c.kind == "device")
+        .order_by(rollout_events.c.id.desc())
+    )
+    asked = DeviceState.ASKED.value
+    return {row.device: row.at for row in connection.execute(chosen) if row.data.get("to") == asked}
+
+
 def journal(
     connection: sa.Connection, rollout: str, after: int = 0, *, limit: int = EVENTS_PAGE
 ) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from skerry_protos import steady
+from skerry_protos import steady, tracing
 from skerry_protos.artefacts import (
     METADATA_ROLE,
     VARIANT_OF,
@@ -291,7 +291,8 @@ class Updates:
             raise SkerryError(f"model {release.model} has another release on trial")
         self._say(watch, phase, release)
         try:
-            slot = await self._fetch(release, slots)
+            with self._span("fetch", release):
+                slot = await self._fetch(release, slots)
         except (TrustError, RejectedError, PeerError) as error:
             self._say(watch, advance(phase, Event.REFUSE), release, why=error.message)
             return
@@ -335,7 +336,8 @@ class Updates:
         self._say(watch, phase, release)
         readings: Mapping[str, float] = {}
         try:
-            readings = await self._self_test.test(slot, timeout_s=TEST_S)
+            with self._span("self-test", release):
+                readings = await self._self_test.test(slot, timeout_s=TEST_S)
             wrong = unwell(readings, Wish.of(release).limits)
         except SkerryError as error:
             wrong = error.message
@@ -348,6 +350,17 @@ class Updates:
             watch.trial_begins()
             log.info("release %s serves, on trial", release.target)
             self._say(watch, advance(phase, Event.PASSED), release, readings=readings)
+
+    def _span(self, name: str, release: Release) -> contextlib.AbstractContextManager[object]:
+        """Tell of a step of an update, in the trace of its rollout."""
+        return tracing.spanning(
+            name,
+            trace=release.rollout,
+            parent=tracing.span_id(release.rollout, self._device),
+            scope="skerry.agent",
+            device=self._device,
+            target=release.target,
+        )
 
     def _say(
         self,

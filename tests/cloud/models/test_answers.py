@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from skerry_cloud.models.answers import Answers
+from skerry_protos import tracing
 from skerry_protos.errors import RejectedError, SkerryError
 from skerry_protos.records import Records, decode, encode
 from skerry_protos.tensors import Tensor
@@ -65,6 +67,23 @@ async def test_what_cannot_be_answered_says_why(fleet: SmallFleet) -> None:
             await stream.receive()
     answer = await agent.ask_cloud("tiny", body, WAIT_S)  # none of it harmed the child
     assert decode(answer).arrays["tensors"]["class"].shape == (2,)
+
+
+async def test_a_question_and_its_answer_are_one_trace(fleet: SmallFleet) -> None:
+    exporter = InMemorySpanExporter()
+    tracing.begin("test", exporter=exporter)
+    try:
+        await fleet.running["d1"].ask_cloud("tiny", question(1)[0], WAIT_S)
+    finally:
+        tracing.end()
+    spans = {one.name: one for one in exporter.get_finished_spans()}
+    asked, answered = spans["infer in the cloud"], spans["answer"]
+    assert answered.context is not None
+    assert asked.context is not None
+    assert answered.parent is not None
+    assert answered.context.trace_id == asked.context.trace_id
+    assert answered.parent.span_id == asked.context.span_id
+    assert asked.parent is None
 
 
 async def test_a_child_that_died_is_begun_again(fleet: SmallFleet) -> None:
