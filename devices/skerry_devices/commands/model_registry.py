@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +54,7 @@ def add_to(app: typer.Typer) -> None:
         ("verify", verify_model),
         ("label", label_model),
         ("retire", retire_model),
+        ("export-mlflow", export_mlflow),
     ):
         app.command(name)(command)
     app.add_typer(policy.app, name="policy")
@@ -267,6 +269,37 @@ def _packed(path: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such artefact")
     return path, dict(peek_artefact(path).lineage)
+
+
+def export_mlflow(
+    model: Name,
+    uri: Annotated[
+        str,
+        typer.Option(help="The tracking store, as sqlite:///mlflow.db; else by MLflow's variable."),
+    ] = "",
+    experiment: Annotated[str, typer.Option(help="The experiment; else the model's name.")] = "",
+    artefacts: Annotated[
+        Path | None, typer.Option(help="Where a new experiment keeps its files.")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Export a version to MLflow: artefacts, figures, lineage, labels, as a registered model."""
+    from skerry_devices.client import at, connect
+    from skerry_devices.mlflow_export import MlflowStore
+
+    store = MlflowStore(uri, artefacts=artefacts)
+    with connect() as client, tempfile.TemporaryDirectory() as folder:
+        found = client.get(at("models", model))
+        files = {each["file"]: Path(folder) / each["file"] for each in found["artefacts"]}
+        for name, path in files.items():
+            _fetch(client, found, name, path)
+        made = store.export_model(found, files, experiment=experiment)
+    said = "was there already" if made.again else "is exported"
+    done(
+        asdict(made),
+        f"{found['model']}@{found['version']} {said}: version {made.version} in {made.uri}",
+        output,
+    )
 
 
 def _fetch(client: "Client", found: dict[str, Any], file: str, into: Path) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -226,6 +228,43 @@ def model(
         kept = save_model(client, found["id"], path)
     item = {"run": found["id"], "file": str(path), "tensors": kept.tensors, "bytes": kept.nbytes}
     done(item, f"{path}: {kept.tensors} tensors, {size(kept.nbytes)}\n{how_to_load(path)}", output)
+
+
+@app.command("export")
+def export(
+    run: Run,
+    to: Annotated[str, typer.Option("--to", help="mlflow.")] = "mlflow",
+    uri: Annotated[
+        str,
+        typer.Option(help="The tracking store, as sqlite:///mlflow.db; else by MLflow's variable."),
+    ] = "",
+    experiment: Annotated[str, typer.Option(help="The experiment; else the run's name.")] = "",
+    artefacts: Annotated[
+        Path | None, typer.Option(help="Where a new experiment keeps its files.")
+    ] = None,
+    devices: Annotated[bool, typer.Option("--devices", help="Each device's metrics, too.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Export a run that has ended to MLflow: options, metrics by round, and its model."""
+    from skerry_protos.errors import ConfigError
+
+    from skerry_devices.client import at, connect
+    from skerry_devices.mlflow_export import MlflowStore
+    from skerry_devices.models import save_model
+
+    if to != "mlflow":
+        raise ConfigError(f"a run cannot be exported to {to!r}", hint="--to mlflow")
+    store = MlflowStore(uri, artefacts=artefacts)
+    with connect() as client, TemporaryDirectory(prefix="skerry-export-") as folder:
+        found = client.get(at("runs", run))
+        files = []
+        if found["model"]:
+            files.append(Path(folder) / "model.npz")
+            save_model(client, found["id"], files[0])
+        metrics = client.items(at("runs", found["id"], "metrics"))
+        made = store.export_run(found, metrics, files, experiment=experiment, devices=devices)
+    said = "was there already" if made.again else "is exported"
+    done(asdict(made), f"{found['id']} {said}: {made.experiment}, run {made.run_id}", output)
 
 
 def show_story(client: "Client", found: dict[str, Any]) -> None:
