@@ -1,7 +1,9 @@
 """The command skerry-coordinator: read the settings, serve, turn errors into one line."""
 
 import argparse
+import contextlib
 import logging
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     share_arenas(ARENAS)
+    _open_many_files()
     given = parser().parse_args(arguments)
     if given.version:
         print(f"skerry-coordinator {installed_version('skerry-cloud')}")  # noqa: T201
@@ -74,6 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"skerry-coordinator: os: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _open_many_files() -> None:
+    """Raise the limit of open files to what is allowed: every connection is one.
+
+    A service begins with 1024, which a thousand connections that say nothing use up.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _run(command: str, home: Path | None, settings: dict[str, object]) -> None:

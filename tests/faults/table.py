@@ -42,7 +42,13 @@ class Tally:
     violations: list[str] = field(default_factory=list)
 
     def judge(
-        self, trip: Trip, clean: Clean | None = None, *, bytes_limit: float = 1.2, **more: Any
+        self,
+        trip: Trip,
+        clean: Clean | None = None,
+        *,
+        bytes_limit: float = 1.2,
+        memory_limit: float = 2.0,
+        **more: Any,
     ) -> Verdict:
         """Hold a run that is over against the invariants; `clean` is the same without faults."""
         found = judge(trip, clean, **more)
@@ -58,9 +64,9 @@ class Tally:
                     f"{trip.id}: I4: {trip.moved()} bytes crossed, {clean.moved} without faults"
                 )
             for kind, held in resident(trip.world.tree()).items():
-                most = 2 * max(clean.resident.get(kind, 0), 64_000_000)
-                if held > most:
-                    self.broke(f"I5: a {kind} held {held >> 20} MB, without faults {most >> 21}")
+                usual = max(clean.resident.get(kind, 0), 64_000_000)
+                if held > memory_limit * usual:
+                    self.broke(f"I5: a {kind} held {held >> 20} MB, without faults {usual >> 20}")
         return found
 
     def recovered(self, seconds: float, bound_s: float, what: str) -> None:
