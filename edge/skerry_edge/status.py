@@ -12,6 +12,7 @@ from typing import Any
 from skerry_protos.errors import ConfigError
 
 from skerry_edge.models.variants import shown as variants
+from skerry_edge.models.variants import tables
 
 FILE = "status.json"
 LOCK = "agent.lock"
@@ -87,7 +88,8 @@ def show(home: Path, *, as_json: bool) -> int:
     """Print what the agent in `home` does now; return 0 when it runs and is connected."""
     status = read_status(home)
     if as_json:
-        print(json.dumps(asdict(status) if status else {"state": "not running"}))  # noqa: T201
+        said: dict[str, Any] = asdict(status) if status else {"state": "not running"}
+        print(json.dumps(said | {"choices": tables(home)}))  # noqa: T201
     else:
         print("\n".join(lines(status, home)))  # noqa: T201
     return 3 if status is None else 0 if status.connected else 4

@@ -57,6 +57,8 @@ log = logging.getLogger(__name__)
 TOLD_AT_ONCE = 32
 """Devices that are told at the same time."""
 ACCEPT_PATIENCE_S = 10.0
+WORD_ROOM = BODY_LIMIT * 3 // 4
+"""A word larger than this, bytes, names no variants: as JSON in a parcel it grows by a little."""
 UPDATE_LIFE_S = WORD_LIFE.total_seconds() - FRESH_S
 """Later it would be refused as expired; the device is told anew when it comes."""
 
@@ -230,6 +232,8 @@ class Updates:
         files = await asyncio.to_thread(
             word, device, number, assigned, signer, roots=roots, variants=variants
         )
+        if sum(map(len, files.values())) > WORD_ROOM:  # what is assigned must reach the device
+            files = await asyncio.to_thread(word, device, number, assigned, signer, roots=roots)
         made = self._words[device] = _Word(
             number=number, at=time.time(), said=pack_set(files), keyid=keyid
         )

@@ -147,7 +147,9 @@ class Updates:
             group.create_task(self.reports.run(), name="reports")
             group.create_task(self._work(), name="updates")
             if isinstance(self._service, Variants):
-                choosing = self._service.run(self._variant, self._on_trial, self._turn)
+                choosing = self._service.run(
+                    self._variant, self._on_trial, self._turn, self._blobs.remove
+                )
                 group.create_task(choosing, name="variants")
 
     async def _variant(self, ref: BlobRef) -> Path:

@@ -107,12 +107,16 @@ class Variants:
     # Choosing.
 
     async def run(
-        self, fetch: Fetch, on_trial: Callable[[str], bool], turn: Callable[[str], asyncio.Lock]
+        self,
+        fetch: Fetch,
+        on_trial: Callable[[str], bool],
+        turn: Callable[[str], asyncio.Lock],
+        forget: Callable[[Digest], object] = lambda _: None,
     ) -> None:
         """Measure and choose until cancelled.
 
-        `on_trial` says whether a model's release is yet to be found healthy; `turn` is held while
-        what serves is changed.
+        What was fetched is copied and then may be forgotten. `on_trial` says whether a model's
+        release is yet to be found healthy; `turn` is held while what serves is changed.
         """
         while True:
             self._wake.clear()
@@ -120,17 +124,20 @@ class Variants:
                 if on_trial(model):
                     continue
                 try:
-                    await self._measure(model, found, fetch)
+                    await self._measure(model, found, fetch, forget)
                     async with turn(model):
                         if self._models.get(model) is found and not on_trial(model):
                             await self._settle(model, found)
                 except (SkerryError, OSError) as error:
                     log.warning("choosing what serves %s: %s", model, error)
+                    found.not_before = time.monotonic() + AGAIN_S
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._wake.wait()
 
-    async def _measure(self, model: str, found: _Model, fetch: Fetch) -> None:
+    async def _measure(
+        self, model: str, found: _Model, fetch: Fetch, forget: Callable[[Digest], object]
+    ) -> None:
         """Fill the table in: the release first, then each variant that is for this device."""
         release = found.slot.release
         candidates = list(self._variants(release))
@@ -144,6 +151,7 @@ class Variants:
                 continue
             try:
                 slot = await self._staged(each, fetch)
+                forget(each.digest)
             except (LinkError, DeadlineError) as error:
                 log.info("variant %s waits: %s", each.target, error)
                 found.not_before = time.monotonic() + AGAIN_S
@@ -272,13 +280,19 @@ def _bad(release: Release, why: str) -> Row:
     return Row(target=release.target, digest=release.digest, bad=why[:500])
 
 
+def tables(home: Path) -> dict[str, Any]:
+    """Return the tables of a device by model, as they are kept."""
+    files = sorted((home / FOLDER).glob(f"*/{TABLE}"))
+    found = {file.parent.name: read_json(file) for file in files}
+    return {model: table for model, table in found.items() if table is not None}
+
+
 def shown(home: Path) -> list[str]:
     """Return the tables of a device for people, a line for each candidate."""
     lines = []
-    for file in sorted((home / FOLDER).glob(f"*/{TABLE}")):
-        table: Any = read_json(file)
+    for model, table in tables(home).items():
         with contextlib.suppress(TypeError, ValueError, KeyError, AttributeError):
-            lines.append(f"{file.parent.name} version {table['version']}: {table['why']}")
+            lines.append(f"{model} version {table['version']}: {table['why']}")
             lines += [
                 _line(Row.parse(said), table["serving"], pareto=said["pareto"])
                 for said in table["rows"]

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+from skerry_cloud.models import updates
 from skerry_cloud.models.director import word
 from skerry_cloud.rollouts.lifecycle import RolloutState
 from skerry_cloud.store.models import Assignment
@@ -17,7 +19,7 @@ from skerry_protos.artefacts import VARIANTS
 from skerry_protos.messages import DeviceId, Digest, digest_of
 
 from tests.artefacts import packed
-from tests.cloud.rollouts.conftest import QUICK, ended, serving, story
+from tests.cloud.rollouts.conftest import QUICK, ended, serving, slots_of, story
 from tests.cloud.rollouts.test_bad_models import Served
 from tests.edge.models.repositories import Repo, View
 from tests.fleet import small_fleet
@@ -72,6 +74,24 @@ async def test_a_device_serves_the_variant_that_suits_it_and_the_rollout_stands(
             "b-fast.zip",
         }
         await fleet.stop("d1")
+
+
+async def test_a_word_without_room_for_variants_still_says_what_to_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updates, "WORD_ROOM", 100)
+    async with small_fleet(tmp_path, devices=["d1"]) as fleet:
+        signer = await begin_repository(tmp_path / "keys", fleet.models.repository)
+        files = {f"{seed}.zip": packed(tmp_path / str(seed), seed=seed) for seed in (1, 2)}
+        version = await fleet.models.add("digits", files, lineage={}, by="test")
+        await signer.sign(version, "canary")
+        rollout = await fleet.rollouts.begin(
+            model="digits@1", channel="canary", plan=QUICK, by="test"
+        )
+        assert (await ended(fleet, rollout)).state is RolloutState.COMPLETED
+        live = slots_of(fleet, "d1").live
+        assert live is not None
+        assert VARIANTS not in live.release.wish
 
 
 def _prefer(connection: Any, file: str) -> None:
