@@ -1,18 +1,22 @@
-"""Networks that are cut, silent, lossy, slow, narrow or wrong: rows 5, 7 and 8."""
+"""Networks that are cut, silent, lossy, slow, narrow or wrong: rows 5 to 8."""
 
 import random
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 
 from skerry_devices.waiting import until
 
 from tests.faults.table import Tally, Unable, row
 from tests.faults.world import Boat, World
 
+SHIM = Path(__file__).with_name("shim.py")
 NOTICED_S = 30.0
 """A device that is cut off is known to be within so long."""
 
@@ -105,6 +109,37 @@ def late(tally: Tally, world: World) -> None:
         again = world.begin()
         again.end()
         tally.judge(again, clean)
+
+
+@row(6, "messages doubled, shuffled, said again", full=60, short=1)
+def shuffled(tally: Tally, world: World) -> None:
+    """Double, shuffle and repeat the messages of every device: each update counts once."""
+    clean = world.clean(rounds=2)
+    notes = {boat.name: world.home / f"{boat.name}.packets" for boat in world.boats}
+    before = {boat.name: (boat.program, boat.environment) for boat in world.boats}
+    world.kill_agents(*world.boats, number=signal.SIGTERM)
+    try:
+        for boat in world.boats:
+            boat.program = (sys.executable, str(SHIM))
+            boat.environment = {**boat.environment, "SHIM_NOTES": str(notes[boat.name])}
+        world.start_agents(*world.boats)
+        world.wait_online()
+        while tally.trials < tally.count:
+            trip = world.begin(rounds=2)
+            trip.end()
+            tally.trials += 1
+            tally.judge(trip, clean, bytes_limit=1.6)
+            for one in trip.detail()["unwanted"]:
+                tally.require(one["reason"] == "repeated", f"{trip.id}: {one} was not taken")
+    finally:
+        world.kill_agents(*world.boats, number=signal.SIGTERM)
+        for boat in world.boats:
+            boat.program, boat.environment = before[boat.name]
+        world.start_agents(*world.boats)
+        world.wait_online()
+    passed = sum(int(path.read_text()) for path in notes.values())
+    tally.require(passed > 20 * tally.trials, f"{passed} messages passed the shim")
+    tally.notes.append(f"{passed} messages")
 
 
 def _slowly(
