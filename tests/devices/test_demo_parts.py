@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from skerry_devices import contexts
 from skerry_devices.demo import releasing, training
 from skerry_devices.demo.asking import Answer, Endpoint, Tally, Traffic
 from skerry_devices.demo.showing import typed
@@ -91,3 +92,16 @@ def test_commands_are_shown_as_they_are_typed_and_raise_what_they_raise(
     with pytest.raises(ConfigError, match="no context 'c'"):
         typed("config", "use-context", "c")
     assert "SKERRY_KEYS_PASSWORD" not in os.environ
+
+
+def test_a_command_that_is_interrupted_ends_the_demo(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del config
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(contexts, "chosen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        typed("config", "current-context")

@@ -96,7 +96,12 @@ def publish_good(client: Client, trained: Trained, demo: Demo) -> str:
     heading("Sign: offline keys vouch for what devices may run")
     typer.echo("(keys and their password lie in the demo's home and go with it)")
     typed("keys", "init")
-    return publish(client, sorted(out.glob(f"{MODEL}-*.zip")), "stable")
+    return publish(client, exported(out, "litert", "onnx"), "stable")
+
+
+def exported(folder: Path, *runtimes: str) -> list[Path]:
+    """Return the files that an export left in a folder, which may hold older ones."""
+    return [folder / f"{MODEL}-{runtime}-int8.zip" for runtime in runtimes]
 
 
 def publish(client: Client, files: Sequence[Path], channel: str) -> str:
@@ -150,7 +155,7 @@ def publish_bad(client: Client, trained: Trained, folder: Path, app: Path) -> st
         *("models", "export", shown_path(app), "--weights", shown_path(weights), "--to", "onnx"),
         *("--out", shown_path(folder)),
     )
-    return publish(client, sorted(folder.glob(f"{MODEL}-*.zip")), "canary")
+    return publish(client, exported(folder, "onnx"), "canary")
 
 
 def try_to_roll_out_bad(

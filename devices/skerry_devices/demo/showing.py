@@ -9,7 +9,8 @@ from secrets import token_urlsafe
 import typer
 
 from skerry_devices import contexts
-from skerry_devices.cli import root
+from skerry_devices.cli import EXIT_INTERRUPTED, root
+from skerry_devices.demo import DemoError
 from skerry_devices.local import LocalFleet
 from skerry_devices.signing import KEYS_VARIABLE, PASSWORD_VARIABLE
 
@@ -24,11 +25,15 @@ def heading(text: str) -> None:
 def typed(*words: object) -> None:
     """Show a command as a person types it, and do it: the command itself, not something like it.
 
-    Raise what it raises.
+    Raise what it raises; KeyboardInterrupt too, which Typer turns into an exit status.
     """
     said = [str(word) for word in words]
     typer.secho(f"\n$ {shlex.join(['skerry', *said])}", bold=True)
-    typer.main.get_command(root).main(said, prog_name="skerry", standalone_mode=False)
+    status = typer.main.get_command(root).main(said, prog_name="skerry", standalone_mode=False)
+    if status == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
+    if isinstance(status, int) and status:
+        raise DemoError(f"skerry {' '.join(said[:2])} ended with status {status}")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -264,11 +265,17 @@ def test_what_cannot_be_exported_is_told_in_one_line(
     assert not (folder / "out").exists()
 
 
-def test_an_export_that_never_ends_is_ended(tmp_path: Path) -> None:
+def test_an_export_that_never_ends_is_ended_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     folder = write_app(tmp_path, "def model():\n    import time; time.sleep(600)")
     request = Request(name="digits", folder=str(folder), module="app", out=str(folder / "out"))
     with pytest.raises(DeadlineError, match="took longer than"):
         run_export(request, timeout_s=2, on_line=lambda _line: None)
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_request_reads_as_it_was_written() -> None:

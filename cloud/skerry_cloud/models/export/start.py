@@ -17,7 +17,7 @@ from skerry_cloud.models.export import ExportError
 from skerry_cloud.models.export.request import Request
 
 PROGRAM = "skerry_cloud.models.export.child"
-_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SKERRY_DATA", "VIRTUAL_ENV")
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "SKERRY_DATA", "VIRTUAL_ENV")
 TAIL = 5
 
 
@@ -110,4 +110,5 @@ def _environment(folder: str) -> dict[str, str]:
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "HF_HUB_OFFLINE": "1",
         "MPLCONFIGDIR": folder,
+        "TMPDIR": folder,  # so that nothing is left of a process that was killed
     }
