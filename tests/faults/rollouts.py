@@ -236,7 +236,7 @@ def _full(tally: Tally, world: World, held: Shipper) -> None:
 AHEAD, BACK = "+2d", "-7300d"
 
 
-@row(10, "device's clock wrong", full=8, short=0)
+@row(10, "device's clock wrong at an update", full=8, short=0)
 def wrong_clock(tally: Tally, world: World) -> None:
     """Start a device two days ahead, then twenty years back: it takes nothing, and serves on."""
     found = shutil.which("faketime")

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol, Self
 
 import sqlalchemy as sa
@@ -18,9 +18,10 @@ from skerry_protos.messages import DeviceId, new_id
 
 from skerry_cloud.models.registry import Models
 from skerry_cloud.models.updates import Updates
-from skerry_cloud.rollouts import asking, latecomers, taking
+from skerry_cloud.rollouts import asking, taking
 from skerry_cloud.rollouts.choosing import choose
 from skerry_cloud.rollouts.judging import Member, Move, Verdict, judge
+from skerry_cloud.rollouts.latecomers import Latecomers
 from skerry_cloud.rollouts.lifecycle import OPEN, DeviceState, RolloutEvent, RolloutState
 from skerry_cloud.rollouts.plan import Plan, draw
 from skerry_cloud.rollouts.traces import tell_rollout
@@ -38,8 +39,6 @@ GATHER_S = 0.25
 """News of a moment are looked at together."""
 LOOK_S = 30.0
 AGAIN_S = 5.0
-LOOKS = 6
-"""How often a device that came is looked at until there is an artefact for it."""
 
 
 class NoRolloutError(SkerryError):
@@ -69,21 +68,22 @@ class Rollouts:
         self._news: dict[str, asyncio.Event] = {}
         self._models_of: dict[str, str] = {}
         self._waiting: dict[str, Verdict] = {}
-        self._late: set[tuple[str, DeviceId]] = set()
-        self._hearing: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
         updates.on_report.append(self.heard)
-        updates.on_present = self.catch_up
+        self.latecomers = Latecomers(
+            store=store, models=models, updates=updates, roster=roster, turn=self._turn
+        )
 
     async def __aenter__(self) -> Self:
         """Go on with what an earlier coordinator left under way."""
         for rollout in await self.store.read(kept.open_ones):
             self._begin_conducting(rollout.id)
-        self._late = await self.store.read(latecomers.unsettled)
+        await self.latecomers.begin()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        every = [*self._conducting.values(), *self._hearing]
+        await self.latecomers.end()
+        every = list(self._conducting.values())
         for task in every:
             task.cancel()
         await asyncio.gather(*every, return_exceptions=True)
@@ -199,52 +199,8 @@ class Rollouts:
         for rollout, model in list(self._models_of.items()):
             if report.model == model:
                 self._tell(rollout)
-        late = (report.rollout, report.device)
-        if late in self._late and report.rollout not in self._conducting:
-            self._spawn(self._hear_late(*late))
-
-    async def _hear_late(self, rollout: str, device: DeviceId) -> None:
-        if not await self.store.write(lambda c: latecomers.hear(c, rollout, device)):
-            self._late.discard((rollout, device))
-
-    async def catch_up(self, device: DeviceId, looks: int = LOOKS) -> None:
-        """Let a device that came after a rollout have what it brought (latecomers.py)."""
-        found = await self._roster.device(device)
-        if found is None:
-            return
-        async with self._turn:
-            missed = await self.store.read(lambda c: latecomers.due(c, found))
-            if not missed:
-                return
-            chosen = await latecomers.choose_for(self.models, missed, found)
-            if len(chosen) < len(missed) and looks > 1:  # it has yet to say what it is and has
-                self._spawn(self._catch_up_later(device, looks - 1))
-            if not chosen:
-                return
-            told = await self.store.write(lambda c: latecomers.join(c, found, chosen))
-            self._late |= {(rollout, device) for rollout in chosen}
-        log.info("device %s takes what %s brought", device, ", ".join(chosen))
-        self._updates.tell(told)
-
-    async def _catch_up_later(self, device: DeviceId, looks: int) -> None:
-        await asyncio.sleep(AGAIN_S)
-        if device in self._roster.connected():
-            await self.catch_up(device, looks)
-
-    async def _catch_up_all(self) -> None:
-        """Let those who came during a rollout have what it has brought, now that it is over."""
-        for device in sorted(self._roster.connected()):
-            await self.catch_up(device)
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._hearing.add(task)
-        task.add_done_callback(self._spawned)
-
-    def _spawned(self, done: "asyncio.Task[None]") -> None:
-        self._hearing.discard(done)
-        if not done.cancelled() and (error := done.exception()) is not None:
-            log.error("latecomers: %s", error or type(error).__name__, exc_info=error)
+        if report.rollout not in self._conducting:
+            self.latecomers.heard(report)
 
     def _tell(self, rollout: str) -> None:
         if (event := self._news.get(rollout)) is not None:
@@ -266,7 +222,7 @@ class Rollouts:
         for other in self._news.values():  # one of them may be next
             other.set()
         if ended:
-            self._spawn(self._catch_up_all())
+            self.latecomers.catch_up_all()
 
     async def _conduct_always(self, rollout: str) -> None:
         while True:

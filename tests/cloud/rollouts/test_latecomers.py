@@ -105,7 +105,7 @@ async def test_a_restart_still_hears_of_latecomers(tmp_path: Path) -> None:
         rollout = await brought(fleet, signer, tmp_path, 1)
         await fleet.stop("d1")
         await fleet.enrol("d2", labels=SITE, first_node=200)
-        await fleet.rollouts.catch_up((await fleet.registry.devices())[-1].id)
+        await fleet.rollouts.latecomers.catch_up((await fleet.registry.devices())[-1].id)
         assert (await states(fleet, rollout))["d2"] == "asked"
     async with small_fleet(tmp_path) as fleet:
         fleet.start("d1", "d2")
