@@ -1,8 +1,10 @@
-"""Passes that do not count: tokens used up, certificates of others, old or revoked; row 17.
+"""Passes that do not count: used up, of others, old or revoked; apps of others; rows 13, 17.
 
 A pass that is refused is refused by the real listener: gRPC's own TLS, or mosquitto's.
 """
 
+import shutil
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -108,6 +110,60 @@ def _revoke(world: World, mallory: Mallory) -> float:
         client.post(at("devices", mallory.name, "revoke"), {"why": "stolen"})
     mallory.wait(lambda: not mallory.link.connected, "its session is cut")
     return time.monotonic() - began
+
+
+@row(13, "apps changed on a device's disk", full=10)
+def changed_apps(tally: Tally, world: World) -> None:
+    """Change an app's code where a device has unpacked it: it is fetched again, never run."""
+    clean = world.clean()
+    boat = world.boats[0]
+    while tally.trials < tally.count:
+        world.kill_agents(boat, number=signal.SIGTERM)
+        codes = list(boat.home.rglob("files/ledger.py"))
+        assert codes, f"{boat.home} has no unpacked app"
+        for code in codes:
+            code.chmod(0o600)
+            code.write_text(code.read_text() + "\nraise SystemExit('changed')\n")
+        world.start_agents(boat)
+        world.wait_online(boat)
+        trip = world.begin()
+        trip.end()
+        tally.trials += 1
+        tally.judge(trip, clean)
+
+
+@row(13, "apps signed by another key", full=10)
+def strange_apps(tally: Tally, world: World) -> None:
+    """Have a device trust another key than the apps' are signed by: it refuses, and says why."""
+    clean = world.clean()
+    boat = world.boats[0]
+    key = boat.home / "identity" / "bundle.pem"
+    honest = key.read_text()
+    elsewhere = world.home / "elsewhere"
+    elsewhere.mkdir(exist_ok=True)
+    while tally.trials < tally.count:
+        world.kill_agents(boat, number=signal.SIGTERM)
+        key.write_text(Authority.open(elsewhere).bundle_key_pem)
+        shutil.rmtree(boat.home / "apps")  # what was verified with the right key
+        try:
+            world.start_agents(boat)
+            world.wait_online(boat)
+            trip = world.begin(round_deadline_s=20)
+            trip.end()
+        finally:
+            world.kill_agents(boat, number=signal.SIGTERM)
+            key.write_text(honest)
+            world.start_agents(boat)
+            world.wait_online(boat)
+        tally.trials += 1
+        said = {one["device"]: one["data"]["why"] for one in trip.events("failure")}
+        why = said.get(boat.name, "nothing")
+        tally.require("sign" in why, f"{trip.id}: {boat.name} is said to have failed by: {why}")
+        tally.require(not trip.has(boat.name, "begin"), f"{boat.name} ran what it must not trust")
+        tally.judge(trip, everybody=False)
+        again = world.begin()
+        again.end()
+        tally.judge(again, clean)
 
 
 @row(17, "token used 50 times", full=20, links=("grpc",))
