@@ -95,7 +95,7 @@ def test_the_full_demo_releases_a_good_model_and_stops_a_bad_one(
     )
     assert said.returncode == 0, said.stdout + said.stderr
     for command in (
-        r"models export run-\w+ --out skerry-demo/exported --unsure-risk 0.02",
+        r"models export run-\w+ --out skerry-demo/exported --unsure-risk 0.03",
         "keys init",
         r"models import digits skerry-demo/exported/digits-litert-int8.zip .*-onnx-int8.zip",
         "models sign digits@1 --channel stable",
