@@ -61,7 +61,7 @@ def clock_of(world: World, boat: Boat) -> Iterator[Clock]:
         world.wait_online(boat)
 
 
-@row(10, "a device's clock jumps", full=16, short=2)
+@row(10, "a device's clock jumps", full=16)
 def of_device(tally: Tally, world: World) -> None:
     """Set a device's clock in its training; then cut it off, and put the clock right again."""
     clean = world.clean(rounds=2)
@@ -117,7 +117,7 @@ def _said(boat: Boat) -> str:
     return str(json.loads((boat.home / "status.json").read_text())["why"])
 
 
-@row(10, "the coordinator's clock jumps", full=16, short=1)
+@row(10, "the coordinator's clock jumps", full=16, short=0)
 def of_coordinator(tally: Tally, world: World) -> None:
     """Set the coordinator's clock in a round: no deadline ends early, nothing is lost."""
     clean = world.clean(rounds=2)

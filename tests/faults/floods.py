@@ -55,7 +55,7 @@ def p99(times: list[float]) -> float:
 @row(15, "slow and malformed floods", full=3, devices=1)
 def floods(tally: Tally, world: World) -> None:
     """Flood gRPC, HTTPS and the broker in turn; a device's heartbeats and a run go on."""
-    slow, noise, seconds = (1000, 10_000, 10) if tally.full else (200, 400, 4)
+    slow, noise, seconds = (1000, 10_000, 10) if tally.full else (100, 200, 2)
     settings = tomllib.loads((world.cloud / "coordinator.toml").read_text())
     ports = {name: int(settings[f"{name}_port"]) for name in ("http", "grpc", "mqtt")}
     clean = world.clean(rounds=2)
