@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import time
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from skerry_protos.messages import BlobRef, DeviceId, RunId
 
 from skerry_cloud.runs import takingup, wishes
 from skerry_cloud.runs.apps import AppPlan
+from skerry_cloud.runs.conversation import Conversation
 from skerry_cloud.runs.exchange import Exchange
 from skerry_cloud.runs.lifecycle import RESTING, RunEvent, RunState
 from skerry_cloud.runs.muster import Muster
@@ -44,8 +44,6 @@ from skerry_cloud.store.runs import Run
 
 log = logging.getLogger(__name__)
 
-CRASH_S = 3.0
-"""How long the last words of a process that has ended may take to be heard."""
 LOADING = Waiting(what="server", why="the app's server side is loading")
 COMPUTING = Waiting(what="server", why="the app's server side computes")
 AGAIN = "--- the server side begins again: lines may repeat ---"
@@ -79,7 +77,7 @@ class Conductor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting = LOADING
-        self._heard_at = time.monotonic()
+        self._talk: Conversation | None = None
         self._mustering: set[asyncio.Task[None]] = set()
         self._taken_up = False
         self._rest = asyncio.Event()
@@ -236,39 +234,20 @@ class Conductor:
     async def _converse(self) -> bool:
         """Grant wishes until the server side is done, or is to rest; raise when it is neither."""
         assert self._process is not None
-        hearing = asyncio.create_task(self._hear(self._process))
+        self._talk = Conversation(
+            self._process,
+            self._grant,
+            busy=lambda: bool(self._mustering) or self.questions.open,
+            silence_s=self.options.server_limits.silence_s,
+        )
         resting = asyncio.create_task(self._rest.wait())
-        tasks: list[asyncio.Task[Any]] = [
-            hearing,
-            resting,
-            asyncio.create_task(self._watch_silence()),
-            asyncio.create_task(self._watch_end(self._process, hearing)),
-        ]
-        every = {*tasks, self._failure}
         try:
-            done, _ = await asyncio.wait(every, return_when=asyncio.FIRST_COMPLETED)
-            for one in done:
-                one.result()
-            return hearing in done
+            done = await self._talk.hold(resting, self._failure)
+            if done and self._checkpointing is not None:
+                await asyncio.wait({self._checkpointing})
+            return done
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _hear(self, process: ServerProcess) -> None:
-        while (message := await process.hear()) is not None:
-            self._heard_at = time.monotonic()
-            said, body = message
-            if said["do"] == "done":
-                if self._checkpointing is not None:
-                    await asyncio.wait({self._checkpointing})
-                return
-            await self._grant(said, body)
-        try:
-            async with asyncio.timeout(CRASH_S):
-                raise BrokenRunError(await self._crash(process))
-        except TimeoutError:
-            raise BrokenRunError("the app's server side closed its channel and went on") from None
+            resting.cancel()
 
     async def _grant(self, said: Mapping[str, Any], body: bytes) -> None:
         assert self._maker is not None
@@ -291,34 +270,9 @@ class Conductor:
                 if not await self._reports.take(said):
                     raise PeerError(f"the run's server side said {other[:40]!r}")
 
-    async def _crash(self, process: ServerProcess) -> str:
-        """Return why the server side's channel closed before it was done."""
-        how = await process.ended()
-        if process.passed:
-            return f"the app's server side {process.passed} and was killed"
-        last = next((line for line in reversed(process.tail) if line.strip()), "")
-        return f"the app's server side {how}" + (f"; it last printed: {last[:300]}" if last else "")
-
-    async def _watch_end(self, process: ServerProcess, hearing: "asyncio.Task[None]") -> None:
-        """Raise when the process is gone though its channel is open: what it forked holds it."""
-        why = await self._crash(process)
-        await asyncio.wait({hearing}, timeout=CRASH_S)
-        raise BrokenRunError(why)
-
-    async def _watch_silence(self) -> None:
-        """Return only by raising: the server side computes too long without asking anything."""
-        most = self.options.server_limits.silence_s
-        while (left := self._heard_at + most - time.monotonic()) > 0:
-            await asyncio.sleep(left)
-            if self._mustering or self.questions.open:
-                self._heard_at = time.monotonic()
-        raise BrokenRunError(
-            f"the app's server side asked for nothing in {most:g} s and was killed "
-            "(server_limits.silence_s)"
-        )
-
     def _say(self, said: Mapping[str, Any], body: bytes) -> None:
-        self._heard_at = time.monotonic()
+        if self._talk is not None:
+            self._talk.heard()
         if self._process is not None:
             self._process.say(dict(said), body)
 

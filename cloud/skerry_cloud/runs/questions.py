@@ -7,7 +7,6 @@ a server side that asks it again hears what came of it (recall.py).
 """
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,24 +18,23 @@ from skerry_protos.failpoints import failpoint
 from skerry_protos.messages import BlobRef, DeviceId, Parcel, ParcelId
 
 from skerry_cloud.runs import clocks, closing, hearing
+from skerry_cloud.runs.asking import Asking, about
 from skerry_cloud.runs.codecs import Codecs
 from skerry_cloud.runs.deliveries import Deliveries, Spawn
 from skerry_cloud.runs.exchange import Exchange, Outcome, Part
 from skerry_cloud.runs.lifecycle import TaskEvent
 from skerry_cloud.runs.muster import Muster
 from skerry_cloud.runs.plan import RunOptions
-from skerry_cloud.runs.recall import Claim, Print, Recall, fingerprint
+from skerry_cloud.runs.recall import Claim, Recall
 from skerry_cloud.runs.tasks import (
     NODE_UNAVAILABLE,
-    OUTAGE_S,
     Answer,
-    Asked,
     TaskMaker,
     parcel_bytes,
 )
 from skerry_cloud.runs.traces import Traces
 from skerry_cloud.runs.wishes import Question
-from skerry_cloud.runs.world import GoneError, Waiting, World, naming
+from skerry_cloud.runs.world import Waiting, World
 from skerry_cloud.store import blobs as kept_blobs
 from skerry_cloud.store import questions as recorded
 from skerry_cloud.store import runs as kept
@@ -63,8 +61,6 @@ class Questions:
         self._run = run.id
         self._world = world
         self._options = options
-        self._muster = muster
-        self._scratch = scratch
         self._say = say
         self._spawn = spawn
         self._open: dict[int, Exchange] = {}
@@ -76,6 +72,14 @@ class Questions:
         self.traces = Traces(run)
         self.recall = Recall()
         self.codecs = Codecs(options)
+        self._asking = Asking(
+            run=run.id,
+            world=world,
+            options=options,
+            muster=muster,
+            codecs=self.codecs,
+            scratch=scratch,
+        )
         self.round = run.round
 
     @property
@@ -102,19 +106,9 @@ class Questions:
     def waiting(self) -> Waiting | None:
         """Return what the oldest open question waits for, in words."""
         exchange = next(iter(self._open.values()), None)
-        return None if exchange is None else self._about(exchange)
-
-    def _about(self, exchange: Exchange) -> Waiting:
-        here = self._world.roster.connected()
-        text = (
-            f"round {exchange.round}, {exchange.phase}: {exchange.count(Outcome.REPLIED)} of "
-            f"{len(exchange.parts)} devices replied, {exchange.needed} are needed"
-        )
-        away = [part.device for part in exchange.open if part.device not in here]
-        if away:
-            text += f"; not connected: {naming(away)}"
-        on = tuple(str(part.device) for part in exchange.open)
-        return Waiting(what="replies", why=text, until=exchange.deadline, on=on)
+        if exchange is None:
+            return None
+        return about(exchange, self._world.roster.connected())
 
     # Taking up what is recorded.
 
@@ -172,56 +166,46 @@ class Questions:
     async def ask(self, question: Question, maker: TaskMaker) -> None:
         """Store a question's tasks, then send them; one that is repeated is only answered."""
         if self.recall.questions:
-            digests = await asyncio.to_thread(self._digests, question)
-            print_ = fingerprint(question, digests)
+            print_ = await asyncio.to_thread(self._asking.print_of, question)
             claim = self.recall.claim(question, print_)
             if claim is not None:
                 await self._repeat(question, claim)
                 return
         self.traces.asks(self.round)
-        exchange, order, absent = await self._new(question, maker)
+        self._last += 1
+        self.round = max(self.round, question.round)
+        new = await self._asking.ask(question, self._last, self.round, maker)
+        exchange = new.exchange
         failpoint("ask.committed")
         self._open[exchange.number] = exchange
         self._where |= dict.fromkeys(exchange.parts, exchange)
         self._numbers[question.number] = exchange.number
         exchange.asked_as = question.number
-        self._say({"do": "asked", "ask": question.number, "tasks": order}, b"")
-        for task, node in absent.items():
+        self._say({"do": "asked", "ask": question.number, "tasks": new.order}, b"")
+        for task, node in new.absent.items():
             self._tell(exchange, task, hearing.absent(node))
         failpoint("ask.told")
         self._start(exchange)
         await self._look(exchange)
 
-    def _digests(self, question: Question) -> list[str]:
-        """Return the SHA-256 of each of the question's contents."""
-        found = []
-        for content in question.contents:
-            if isinstance(content, bytes):
-                found.append(hashlib.sha256(content).hexdigest())
-            else:
-                with (self._scratch / content).open("rb") as file:
-                    found.append(hashlib.file_digest(file, "sha256").hexdigest())
-        return found
-
     async def _repeat(self, question: Question, claim: Claim) -> None:
         """Answer a question that is recorded with what came of it, and from now on comes."""
         row = claim.question
-        for content in question.contents:
-            if isinstance(content, str):
-                (self._scratch / content).unlink(missing_ok=True)
+        self._asking.discard(question)
         if not claim.same:
             text = f"round {row.round}, {row.phase}: asked with other contents than before the "
             text += "coordinator stopped; the replies that were given then are used"
             event = Event(kind="note", round=row.round, data={"text": text})
             await self._world.write(lambda c: kept.note(c, self._run, event))
-        rows = await self._world.store.read(lambda c: recorded.asked(c, self._run, row.number))
         exchange = self._open.get(row.number)
         self._numbers[question.number] = row.number
         order = [task for task, _ in row.parts]
         self._say({"do": "asked", "ask": question.number, "tasks": order}, b"")
         told: set[ParcelId] = set()
         if exchange is not None:
+            # From here on what comes is told as it comes; below, what came before.
             exchange.asked_as, told = question.number, exchange.told
+        rows = await self._world.store.read(lambda c: recorded.asked(c, self._run, row.number))
         for task, node in row.parts:
             heard = hearing.heard(rows.get(task), node, self._world.blobs)
             if heard is not None and task not in told:
@@ -230,148 +214,6 @@ class Questions:
         if exchange is None:
             self._say({"do": "closed", "ask": question.number}, b"")
         failpoint("resume.attached")
-
-    async def _new(
-        self, question: Question, maker: TaskMaker
-    ) -> tuple[Exchange, list[ParcelId], dict[ParcelId, int]]:
-        """Return a new question, stored; all its task ids; and those that nobody can be asked."""
-        self._last += 1
-        number = self._last
-        while True:
-            contents = await self._contents(question)
-            failpoint("ask.adopted")
-            digests = [
-                hashlib.sha256(one).hexdigest() if isinstance(one, bytes) else one.digest
-                for one in contents
-            ]
-            exchange, order, absent = await self._plan(question, number, contents, maker)
-            try:
-                await self._store(exchange, question, fingerprint(question, digests), order)
-                break
-            except GoneError:
-                continue
-        for content in question.contents:
-            if isinstance(content, str):
-                self._world.adopted(self._scratch / content)
-        return exchange, order, absent
-
-    async def _contents(self, question: Question) -> list[bytes | BlobRef]:
-        """Return what is asked with; a file becomes a blob, on disk before the task is stored."""
-        found: list[bytes | BlobRef] = []
-        for content in question.contents:
-            if isinstance(content, bytes):
-                found.append(content)
-            else:
-                found.append(await self._world.adopt(self._scratch / content, "content"))
-        return found
-
-    async def _plan(
-        self,
-        question: Question,
-        number: int,
-        contents: list[bytes | BlobRef],
-        maker: TaskMaker,
-    ) -> tuple[Exchange, list[ParcelId], dict[ParcelId, int]]:
-        known = await self._muster.find(want.node for want in question.wants)
-        exchange = Exchange(
-            number=number,
-            round=question.round,
-            phase=question.phase,
-            deadline=steady.unix_s() + min(question.timeout_s, self._options.round_deadline_s),
-            quorum=self._options.quorum,
-            asked_at=time.time(),
-        )
-        order: list[ParcelId] = []
-        absent: dict[ParcelId, int] = {}
-        for want in question.wants:
-            device = known.get(want.node)
-            if device is None:
-                task = ParcelId(f"nobody-{number}-{len(order)}")
-                absent[task] = want.node
-            else:
-                asked = Asked(
-                    device=device.id,
-                    node=want.node,
-                    message_type=want.message_type,
-                    group=want.group,
-                    ttl_s=want.ttl_s,
-                    content=contents[want.content],
-                    node_config=self._muster.node_config(device),
-                    codec_json=self.codecs.task_json(device, want.message_type),
-                )
-                deadline = exchange.deadline + OUTAGE_S
-                parcel = maker.parcel(asked, round_=question.round, deadline=deadline)
-                task = parcel.id
-                exchange.parts[task] = Part(
-                    task=task, device=device.id, node=want.node, parcel=parcel
-                )
-            order.append(task)
-        return exchange, order, absent
-
-    async def _store(
-        self, exchange: Exchange, question: Question, print_: Print, order: list[ParcelId]
-    ) -> None:
-        self.round = max(self.round, exchange.round)
-        nodes = [want.node for want in question.wants]
-        row = recorded.Question(
-            run=self._run,
-            number=exchange.number,
-            side=question.side,
-            round=exchange.round,
-            phase=exchange.phase,
-            digest=print_.digest,
-            shape=print_.shape,
-            parts=list(zip(order, nodes, strict=True)),
-            deadline_at=exchange.deadline,
-            asked_at=exchange.asked_at,
-        )
-        refs = {
-            ref.digest: ref
-            for part in exchange.parts.values()
-            if (ref := part.parcel.blob("content")) is not None
-        }
-        tasks = [self._task(exchange, part, question) for part in exchange.parts.values()]
-        data = {
-            "phase": exchange.phase,
-            "devices": [part.device for part in exchange.parts.values()],
-            "until_unix_s": exchange.deadline,
-            "needed": exchange.needed,
-        }
-        lacking = [
-            Event(kind="note", round=exchange.round, data={"text": text})
-            for text in self.codecs.lacking()
-        ]
-        waiting = self._about(exchange).to_json()
-        partitions = self._muster.partitions
-
-        def write(connection: sa.Connection) -> None:
-            for ref in refs.values():
-                self._world.require(ref)
-                kept_blobs.keep_blob(connection, ref, "task", self._run)
-            recorded.keep_question(connection, row)
-            kept_tasks.ask(connection, tasks)
-            asked = Event(kind="asked", round=exchange.round, data=data)
-            kept.note(connection, self._run, asked, *lacking)
-            kept.update(
-                connection, self._run, round=self.round, waiting=waiting, partitions=partitions
-            )
-
-        await self._world.write(write)
-
-    def _task(self, exchange: Exchange, part: Part, question: Question) -> kept_tasks.Task:
-        content = part.parcel.blob("content")
-        return kept_tasks.Task(
-            id=part.task,
-            run=self._run,
-            round=exchange.round,
-            device=part.device,
-            message_type=question.wants[0].message_type,
-            parcel=parcel_bytes(part.parcel),
-            deadline_at=exchange.deadline,
-            bytes_down=len(part.parcel.body) + (content.size if content is not None else 0),
-            question=exchange.number,
-            content=content.digest if content is not None else "",
-        )
 
     def _start(self, exchange: Exchange) -> None:
         """Send what is open of a question, and run its clock."""

@@ -6,6 +6,7 @@ A server side that begins again reports again what the one before it did: while 
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from skerry_cloud.store import runs as kept
 from skerry_cloud.store import tasks as kept_tasks
 from skerry_cloud.store.questions import Checkpoint
 from skerry_cloud.store.runs import Event, Metric
+
+log = logging.getLogger(__name__)
 
 
 class Reports:
@@ -159,7 +162,10 @@ class Reports:
     # Checkpoints.
 
     async def checkpoint(self, said: wishes.Kept) -> None:
-        """Keep a checkpoint, and forget what it makes superfluous; a newer one has precedence."""
+        """Keep a checkpoint, and forget what it makes superfluous; a newer one has precedence.
+
+        One that cannot be kept costs only the way: the replies that it would replace stay.
+        """
         numbers = self._questions.numbers(said.first.asked, said.last.asked)
         checkpoint = Checkpoint(
             round=said.round,
@@ -171,19 +177,23 @@ class Reports:
         path = self._scratch / said.file
         self._newest = max(self._newest, said.last.asked)
         async with self._checkpoints:
-            if said.last.asked < self._newest:
-                await asyncio.to_thread(path.unlink, missing_ok=True)
-                return
-            while True:
-                ref = await self._world.adopt(path, "checkpoint")
-                failpoint("checkpoint.adopted")
-                with contextlib.suppress(GoneError):
-                    await self._keep_checkpoint(ref, checkpoint)
-                    break
-            failpoint("checkpoint.committed")
+            if said.last.asked == self._newest:
+                try:
+                    await self._adopt_checkpoint(path, checkpoint)
+                except SkerryError as error:
+                    log.warning("run %s keeps no checkpoint now: %s", self._run, error)
             self._world.adopted(path)
-            with contextlib.suppress(SkerryError):
-                await self._world.sweep()
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+
+    async def _adopt_checkpoint(self, path: Path, checkpoint: Checkpoint) -> None:
+        while True:
+            ref = await self._world.adopt(path, "checkpoint")
+            failpoint("checkpoint.adopted")
+            with contextlib.suppress(GoneError):
+                await self._keep_checkpoint(ref, checkpoint)
+                break
+        failpoint("checkpoint.committed")
+        await self._world.sweep()
 
     async def _keep_checkpoint(self, ref: BlobRef, checkpoint: Checkpoint) -> None:
         event = Event(
