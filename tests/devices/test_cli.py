@@ -190,11 +190,9 @@ def test_completing_ids_without_a_coordinator_says_nothing(config: Path) -> None
 
 def test_every_listed_command_has_a_module() -> None:
     folder = Path(cli.__file__).parent / "commands"
-    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
-    with_app = {
-        name for name in modules if hasattr(import_module(f"skerry_devices.commands.{name}"), "app")
-    }
-    assert with_app == set(cli.COMMANDS)
+    assert set(cli.COMMANDS) <= {path.stem for path in folder.glob("*.py")}
+    for name in cli.COMMANDS:
+        assert hasattr(import_module(f"skerry_devices.commands.{name}"), "app")
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
