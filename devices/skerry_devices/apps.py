@@ -48,7 +48,7 @@ def read_app(folder: Path) -> App:
             f"{folder} holds no app: neither skerry.toml nor a pyproject.toml with [tool.flwr.app]",
             hint="skerry new NAME makes a native app, skerry new NAME --flower a Flower app",
         )
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(_files(folder))}
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(app_files(folder))}
     _check_size(folder, files)
     bundle = bundles.pack(
         {name: path.read_bytes() for name, path in files.items()}, kind=kind, **said
@@ -102,7 +102,7 @@ def _pyproject(folder: Path) -> dict[str, Any]:
     return load_tables(path) if path.exists() else {}
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def app_files(folder: Path) -> Iterator[Path]:
     """Yield the files that belong to the app."""
     ignored = [*SKIPPED]
     if (listed := folder / ".gitignore").exists():

@@ -22,7 +22,7 @@ from skerry_cloud.runs import chance
 from skerry_cloud.runs.asker import Asker, Before, Counts, EndedError
 from skerry_cloud.runs.channel import ChildEnd
 from skerry_cloud.runs.coding import Coding
-from skerry_cloud.strategies import RoundPlan
+from skerry_cloud.strategies import CALIBRATE, RoundPlan
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
@@ -91,6 +91,10 @@ def _run(end: ChildEnd, said: dict[str, Any]) -> None:
         from skerry_cloud.strategies import flower
 
         flower.run_app(asker, said["server"], plan, number=said["number"], ready=ready)
+    elif plan.strategy == CALIBRATE:
+        from skerry_cloud.runs.calibrating import calibrate
+
+        calibrate(asker, Path(said["app"]), plan, ready)
     else:
         from skerry_cloud.runs.native import run_native
 

@@ -27,6 +27,8 @@ class RoundPlan:
 
 MEAN = "fedavg"
 """The name of our own strategy."""
+CALIBRATE = "calibrate"
+"""The name of what asks each device once for ranges of activations: no training."""
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 """The groups of records that training uses, as Flower names them."""
 EXAMPLES = "num-examples"

@@ -1,6 +1,7 @@
 """`skerry models`: from a trained model to files that devices run."""
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,6 +77,19 @@ def export(
             "is too unsure of for that go to a bigger model. 0: no threshold."
         ),
     ] = 0.0,
+    calibrate: Annotated[
+        str,
+        typer.Option(
+            metavar="devices|run:ID",
+            help="Take int8's ranges from the devices' own data: ask them now, or use a run's.",
+        ),
+    ] = "",
+    ranges: Annotated[
+        str, typer.Option(help="How ranges follow from what devices saw: minmax, percentile, mse.")
+    ] = "minmax",
+    select: Annotated[
+        str, typer.Option("--select", "-l", help="The devices to calibrate on; else all.")
+    ] = "",
     timeout: Timeout = "30m",  # type: ignore[assignment]
     output: Output = Format.TABLE,
 ) -> None:
@@ -83,6 +97,8 @@ def export(
     from skerry_cloud.models.export.request import Request, absolute
     from skerry_cloud.models.export.start import run_export
 
+    from skerry_devices.calibrations import Wish, with_ranges
+    from skerry_devices.client import connect
     from skerry_devices.exports import find_source
 
     with find_source(source, module, weights) as found:
@@ -106,14 +122,22 @@ def export(
             profiles=tuple(profile or ()),
             processors=processors(profile or []),
             lineage=found.lineage,
+            ranges_by=ranges,
         )
-        made = run_export(
-            request, timeout_s=timeout, on_line=lambda line: print(line, file=sys.stderr)
-        )
+        with tempfile.TemporaryDirectory(prefix="skerry-calibration-") as folder:
+            if calibrate:
+                wish = Wish(said=calibrate, selector=select, timeout_s=timeout)
+                with connect() as client:
+                    request = with_ranges(client, request, wish, Path(folder), _say)
+            made = run_export(request, timeout_s=timeout, on_line=_say)
     show_list(made, EXPORT_COLUMNS, output, empty="Nothing was exported.")
     if output is Format.TABLE:
         for each in made:
             print("\n" + "\n  ".join(_more(each)))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def processors(wanted: list[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@
     data(device)                whatever train and evaluate want; loaded once per run and kept
     train(model, data, config)  trains the model in place; returns metrics (a dict, or nothing)
     evaluate(model, data)       returns metrics
+    device_calibration(device)  not needed: the model's inputs, for a calibration (calibrating.py)
 
 The number of examples is the metric "num-examples", else the length of the data.
 """
@@ -20,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from skerry_protos.calibration import MESSAGE
 from skerry_protos.records import Records
 from skerry_protos.weights import load_tensors, tensors_of
 
@@ -54,6 +56,8 @@ class NativeApp:
     ) -> tuple[Records, Records | None]:
         """Train or evaluate; return the reply. A native app keeps no state of ours."""
         del state
+        if job.message_type == MESSAGE:
+            return self._calibrate(job), None
         kind = job.message_type.partition(".")[0]
         config = {**job.run_config, **content.configs.get(CONFIG, {})}
         _seed(config.get("seed"), job)
@@ -70,6 +74,17 @@ class NativeApp:
         else:
             raise AppFailure(FailureCode.RAISED, f"a native app has no answer to {kind!r}")
         return Records(arrays=arrays, metrics={METRICS: metrics_of(metrics, data)}), None
+
+    def _calibrate(self, job: Job) -> Records:
+        """Return ranges and histograms of the model's activations on this device's data."""
+        from skerry_edge import calibrating
+
+        plan = calibrating.plan_of(Path(job.app))
+        if callable(own := getattr(self._module, calibrating.FUNCTION, None)):
+            given, what = own(device_of(job)), calibrating.FUNCTION
+        else:
+            given, what = self._load(job), "data"
+        return calibrating.answer(Path(job.app), plan, calibrating.inputs_of(given, plan, what))
 
     def _function(self, name: str) -> Callable[..., Any]:
         found = getattr(self._module, name, None)

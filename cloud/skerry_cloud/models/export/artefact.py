@@ -83,6 +83,7 @@ def write(prepared: Prepared, chosen: Candidate, candidates: Sequence[Candidate]
         lineage={
             **request.lineage,
             "quantization": request.quantize,
+            **_calibrated(prepared, chosen),
             "pruned": request.prune,
             "distilled": request.distil,
             "exported_at": time.time(),
@@ -117,6 +118,18 @@ def write(prepared: Prepared, chosen: Candidate, candidates: Sequence[Candidate]
         "figures": dict(manifest.figures),
         "front": [_row(each) for each in candidates],
     }
+
+
+def _calibrated(prepared: Prepared, chosen: Candidate) -> dict[str, Any]:
+    """Return where the ranges of a file's activations are from; empty where it has none."""
+    if not chosen.recipe.startswith("static"):
+        return {"calibration": ""}
+    if prepared.federated is not None:
+        by = prepared.federated.lineage(chosen.runtime)
+        return {"calibration": "federated", "calibrated_by": by}
+    examples = 0 if prepared.calibration is None else len(prepared.calibration[0])
+    kind = "file" if prepared.request.calibration else "app"
+    return {"calibration": kind, "calibrated_by": {"examples": examples}}
 
 
 def figures(

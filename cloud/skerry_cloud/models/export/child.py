@@ -30,9 +30,13 @@ def main() -> int:
 
 def _run(request: Request) -> dict[str, Any]:
     try:
-        from skerry_cloud.models.export.flow import export
-
         with tempfile.TemporaryDirectory(prefix="skerry-export-") as folder:
+            if request.probe:
+                from skerry_cloud.models.export.probe import write
+
+                return {"artefacts": write(request, Path(folder), _say)}
+            from skerry_cloud.models.export.flow import export
+
             return {"artefacts": export(request, Path(folder), _say)}
     except SkerryError as error:
         return _failed(error.code, error.message, error.hint)

@@ -7,15 +7,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from skerry_cloud.models.export import DataError, ExportError, QualityError
+from skerry_cloud.models.export import DataError, ExportError, QualityError, ranges
 from skerry_cloud.models.export import artefact as artefacts
 from skerry_cloud.models.export import calibration as calibrations
 from skerry_cloud.models.export.layers import culprit, layer_errors
 from skerry_cloud.models.export.lighten import lighten
 from skerry_cloud.models.export.measure import Judge, judge_of
 from skerry_cloud.models.export.prepared import Prepared, Say
+from skerry_cloud.models.export.probe import model_digest
 from skerry_cloud.models.export.program import trace
-from skerry_cloud.models.export.recipes import FLOAT, NOISE, Candidate, best, front, recipes
+from skerry_cloud.models.export.recipes import (
+    FLOAT,
+    NOISE,
+    Activations,
+    Candidate,
+    best,
+    front,
+    recipes,
+)
 from skerry_cloud.models.export.request import Request
 from skerry_cloud.models.export.runners import File, latencies, load
 from skerry_cloud.models.export.selective import require_evidence
@@ -46,7 +55,12 @@ def prepare(request: Request, folder: Path, say: Say) -> Prepared:
     """Return the model as it will be converted, and its judge."""
     started = time.monotonic()
     subject = load_subject(request)
-    calibration = calibrations.chosen(subject.calibration, subject.example, request.seed)
+    calibration, federated = None, None
+    if request.ranges:
+        federated = ranges.read(request.ranges, request.ranges_by, request.ranges_run)
+        ranges.of_model(federated, model_digest(subject.model))
+    else:
+        calibration = calibrations.chosen(subject.calibration, subject.example, request.seed)
     if calibration is None and request.quantize == "int8-qat":
         raise DataError(
             "int8-qat needs a calibration set, and the app has neither calibration() nor training()"
@@ -68,6 +82,7 @@ def prepare(request: Request, folder: Path, say: Say) -> Prepared:
         traced=traced,
         judge=judge,
         calibration=calibration,
+        federated=federated,
         folder=folder,
         say=say,
     )
@@ -89,9 +104,7 @@ def make_candidates(prepared: Prepared, runtime: str) -> list[Candidate]:
         to_litert.export(subject.model, traced, subject.example, source)
     prepared.say(f"{runtime}: converted in {time.monotonic() - started:.1f} s")
     named = {FLOAT: source}
-    for recipe in recipes(
-        runtime, request.quantize, subject.model, traced.inputs, prepared.calibration
-    ):
+    for recipe in recipes(runtime, request.quantize, subject.model, by_what(prepared, runtime)):
         target = prepared.folder / f"{recipe.name.replace(' ', '-')}.{suffix}"
         try:
             recipe.make(source, target)
@@ -102,6 +115,21 @@ def make_candidates(prepared: Prepared, runtime: str) -> list[Candidate]:
             prepared.notes.append(f"{recipe.name}: {type(error).__name__}: {line}")
             prepared.say(f"{runtime} {prepared.notes[-1]}")
     return _measured(prepared, runtime, named)
+
+
+def by_what(prepared: Prepared, runtime: str) -> Activations | None:
+    """Return what static quantization takes ranges from; None, and a note, where there is none."""
+    names, example = prepared.traced.inputs, prepared.judge.data.inputs
+    if prepared.federated is not None:
+        found = prepared.federated.by.get(runtime)
+        if found is None:
+            prepared.notes.append("static: no device has the runtime, so there are no ranges")
+            prepared.say(f"{runtime} {prepared.notes[-1]}")
+            return None
+        return Activations(names=names, example=example, ranges=found.ranges)
+    if prepared.calibration is None:
+        return None
+    return Activations(names=names, example=prepared.calibration)
 
 
 def keep(prepared: Prepared, runtime: str, candidates: list[Candidate]) -> list[Candidate]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from skerry_cloud.models.export.measure import Judge
 from skerry_cloud.models.export.program import Traced
+from skerry_cloud.models.export.ranges import Federated
 from skerry_cloud.models.export.request import Request
 from skerry_cloud.models.export.source import Arrays, Subject
 
@@ -21,6 +22,7 @@ class Prepared:
     traced: Traced
     judge: Judge
     calibration: Arrays | None
+    federated: Federated | None = None
     folder: Path  # for files on the way
     say: Say
     notes: list[str] = field(default_factory=list)  # why a recipe gave nothing

@@ -5,7 +5,7 @@ in LiteRT for recurrent layers, and ONNX Runtime keeps recurrent layers in float
 make sense for the layers a model has are made, measured and compared.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +43,19 @@ class Candidate:
     latency: Latency
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activations:
+    """What static quantization takes ranges from: examples, or ranges that devices measured."""
+
+    names: Sequence[str]  # of the inputs
+    example: Arrays  # with `ranges` only the first is looked at
+    ranges: Mapping[str, tuple[float, float]] | None = None
+
+
 def recipes(
-    runtime: str, quantize: str, model: nn.Module, names: Sequence[str], data: Arrays | None
+    runtime: str, quantize: str, model: nn.Module, seen: Activations | None
 ) -> list[Recipe]:
-    """Return what to try; the static ones only with a calibration set."""
+    """Return what to try; the static ones only with something to take ranges from."""
     from skerry_cloud.models.export import to_litert, to_onnx
 
     made = to_onnx if runtime == "onnx" else to_litert
@@ -61,11 +70,11 @@ def recipes(
     if quantize in {"dynamic", "fp16", "int4"}:
         return [simple[quantize]]
     static: list[Recipe] = []
-    if data is not None:
-        static = [Recipe(name="static", make=_static(runtime, names, data, products=False))]
+    if seen is not None:
+        static = [Recipe(name="static", make=_static(runtime, seen, products=False))]
         if any(isinstance(each, NORMALISED) for each in model.modules()) or not _convolves(model):
             static.append(
-                Recipe(name="static products", make=_static(runtime, names, data, products=True))
+                Recipe(name="static products", make=_static(runtime, seen, products=True))
             )
     return [*static, simple["dynamic"], simple["weights"]]
 
@@ -94,16 +103,21 @@ def _convolves(model: nn.Module) -> bool:
     return any(isinstance(each, CONVOLUTIONS) for each in model.modules())
 
 
-def _static(
-    runtime: str, names: Sequence[str], data: Arrays, *, products: bool
-) -> Callable[[Path, Path], None]:
+def _static(runtime: str, seen: Activations, *, products: bool) -> Callable[[Path, Path], None]:
     from skerry_cloud.models.export import to_litert, to_onnx
+
+    names, data, ranges = seen.names, seen.example, seen.ranges
+    ops = to_onnx.PRODUCTS if products else ()
 
     def make(source: Path, target: Path) -> None:
         if runtime == "onnx":
-            ops = to_onnx.PRODUCTS if products else ()
-            to_onnx.static(source, target, names, data, ops=ops)
-        else:
+            if ranges is None:
+                to_onnx.static(source, target, names, data, ops=ops)
+            else:
+                to_onnx.by_ranges(source, target, ranges, ops=ops)
+        elif ranges is None:
             to_litert.static(source, target, names, data, products=products)
+        else:
+            to_litert.by_ranges(source, target, names, data, ranges, products=products)
 
     return make

@@ -12,6 +12,8 @@ from skerry_protos.manifest import QUANTIZATIONS, RUNTIMES
 
 MAX_DROP = 1.0
 GOLDEN_EXAMPLES = 32
+RANGES_BY = ("minmax", "percentile", "mse")
+"""How ranges are taken from histograms (ranges.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,10 @@ class Request:
     weights: str = ""  # .npz by name of tensor; empty: as model() makes them
     calibration: str = ""  # .npz with an array for each input; empty: the app's
     held_out: str = ""  # .npz likewise, and `labels`
-    ranges: str = ""  # JSON of a federated calibration pass (docs/models.md)
+    ranges: str = ""  # .npz that a calibration by the devices came to (docs/models.md)
+    ranges_by: str = "minmax"
+    ranges_run: str = ""
+    probe: str = ""  # a folder: write what devices calibrate with into it, and nothing else
     prune: float = 0.0  # share of channels to take out
     distil: bool = False
     epochs: int = 5  # of what trains: QAT, distillation, mending after pruning
@@ -68,8 +73,30 @@ class Request:
             raise ConfigError(
                 f"--unsure-risk takes a share of wrong answers, as 0.02, not {self.unsure_risk}"
             )
+        if self.ranges_by not in RANGES_BY:
+            known = ", ".join(RANGES_BY)
+            raise ConfigError(f"no ranges by {self.ranges_by!r}", hint=f"there are {known}")
+        if self.ranges or self.probe:
+            self._require_ranges_fit()
         if not 0 < self.epochs <= 10_000:
             raise ConfigError(f"--epochs takes 1 to 10000, not {self.epochs}")
+
+    def _require_ranges_fit(self) -> None:
+        """Raise ConfigError for what ranges that devices measured cannot be used for."""
+        if self.quantize not in {"int8", "int8-qat"}:
+            raise ConfigError(
+                f"--calibrate has no use with --quantize {self.quantize}: it needs no ranges",
+                hint="export with --quantize int8",
+            )
+        changed = {"--quantize int8-qat": self.quantize == "int8-qat", "--distil": self.distil}
+        changed["--prune"] = bool(self.prune)
+        if odd := [name for name, wanted in changed.items() if wanted]:
+            raise ConfigError(
+                f"the devices' ranges are of the model as it is, and {odd[0]} changes it first",
+                hint="export without it, or with a --calibration file",
+            )
+        if self.calibration:
+            raise ConfigError("ranges come from --calibration or from --calibrate, not from both")
 
     def to_json(self) -> str:
         """Return the request as text."""

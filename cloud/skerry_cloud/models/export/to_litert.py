@@ -9,7 +9,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import quantizer, recipe
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from skerry_cloud.models.export import ExportError
 from skerry_cloud.models.export.program import Traced, lacking
@@ -56,18 +57,62 @@ def static(
     source: Path, target: Path, names: Sequence[str], data: Arrays, *, products: bool = False
 ) -> None:
     """Quantize weights and activations; `products`: only convolutions and matrix products."""
-    wanted = recipe.static_wi8_ai8()
-    if products:
-        wanted = [{**wanted[0], "operation": op} for op in PRODUCTS]
-    wanted += [_kept_float("INPUT"), _kept_float("OUTPUT")]
     with _quiet():
-        worker = quantizer.Quantizer(str(source), wanted)
+        worker = quantizer.Quantizer(str(source), _static(products=products))
         key = LiteRtFile(source).key
         rows = [
             {name: each[row : row + 1] for name, each in zip(names, data, strict=True)}
             for row in range(0, len(data[0]), -(-len(data[0]) // CALIBRATED_BY))
         ]
         _write(worker, target, worker.calibrate({key: rows}))
+
+
+def by_ranges(
+    source: Path,
+    target: Path,
+    names: Sequence[str],
+    example: Arrays,
+    ranges: Mapping[str, tuple[float, float]],
+    *,
+    products: bool = False,
+) -> None:
+    """Quantize as `static` does, with ranges that were measured elsewhere.
+
+    The quantizer looks at one example all the same: for the form that it keeps ranges in.
+    """
+    with _quiet():
+        worker = quantizer.Quantizer(str(source), _static(products=products))
+        found = _looked_at(worker, source, names, example)
+        for tensor, kept in found.items():
+            if not kept:
+                continue
+            if tensor not in ranges:
+                raise ExportError(f"the calibration lacks the tensor {tensor!r:.200}")
+            for end, value in zip(("min", "max"), ranges[tensor], strict=True):
+                kept[end] = np.full_like(kept[end], value)
+        _write(worker, target, found)
+
+
+def sizes(source: Path, names: Sequence[str], example: Arrays) -> dict[str, int]:
+    """Return the tensors whose ranges `static` asks for, with how many numbers each has."""
+    with _quiet():
+        worker = quantizer.Quantizer(str(source), _static(products=False))
+        found = _looked_at(worker, source, names, example)
+        tensors = LiteRtFile(source).interpreter.get_tensor_details()
+    shapes = {str(one["name"]): one["shape"] for one in tensors}
+    return {name: int(np.prod(shapes[name])) for name, kept in found.items() if kept}
+
+
+def _looked_at(worker: Any, source: Path, names: Sequence[str], example: Arrays) -> dict[str, Any]:
+    one = {name: each[:1] for name, each in zip(names, example, strict=True)}
+    return dict(worker.calibrate({LiteRtFile(source).key: [one]}))
+
+
+def _static(*, products: bool) -> Recipe:
+    wanted: Recipe = recipe.static_wi8_ai8()
+    if products:
+        wanted = [{**wanted[0], "operation": op} for op in PRODUCTS]
+    return [*wanted, _kept_float("INPUT"), _kept_float("OUTPUT")]
 
 
 def dynamic(source: Path, target: Path) -> None:
@@ -182,9 +227,45 @@ class _Named(nn.Module):
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return what the model returns."""
-        found = self.model(*inputs.values())
+        with _NearestByIndex():
+            found = self.model(*inputs.values())
         several = found if isinstance(found, tuple | list) else (found,)
         return dict(zip(self._outputs, several, strict=True))
+
+
+class _NearestByIndex(TorchFunctionMode):
+    """Nearest-neighbour resizing by picking rows and columns, as torch picks them.
+
+    The converter writes RESIZE_NEAREST_NEIGHBOR, which picks others where the factor is no whole
+    number: an image of 8 x 8 made 28 x 28 lost 3 points of a digit classifier's accuracy.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Stand in for `torch.nn.functional.interpolate` where it is exact for the sizes given."""
+        said = kwargs or {}
+        if func is nn.functional.interpolate and _by_whole_sizes(args, said):
+            image, size = args[0], args[1] if len(args) > 1 else said["size"]
+            sizes = size if isinstance(size, tuple | list) else [size] * (image.ndim - 2)
+            for axis, made in enumerate(sizes, start=2):
+                there = image.shape[axis]
+                if made % there:
+                    image = image.index_select(axis, torch.arange(made) * there // made)
+                elif made != there:
+                    image = image.repeat_interleave(made // there, axis)
+            return image
+        return func(*args, **said)
+
+
+def _by_whole_sizes(args: Sequence[Any], said: Mapping[str, Any]) -> bool:
+    """Return whether an image is resized to given sizes by its nearest pixels, and not evenly."""
+    size = args[1] if len(args) > 1 else said.get("size")
+    mode = args[3] if len(args) > 3 else said.get("mode", "nearest")
+    if size is None or mode != "nearest":
+        return False
+    sizes = size if isinstance(size, tuple | list) else [size] * (args[0].ndim - 2)
+    return any(made % there for made, there in zip(sizes, args[0].shape[2:], strict=True))
 
 
 @contextlib.contextmanager

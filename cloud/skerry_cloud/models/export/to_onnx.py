@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import quantization as quant
+from onnxruntime.quantization import calibrate, quant_utils, registry
 
 from skerry_cloud.models.export.program import Traced, lacking
+from skerry_cloud.models.export.runners import OnnxFile
 from skerry_cloud.models.export.source import Arrays
 
 OPSET = 18
@@ -56,20 +58,41 @@ def static(
     source: Path, target: Path, names: Sequence[str], data: Arrays, *, ops: Sequence[str] = ()
 ) -> None:
     """Quantize weights and activations; `ops`: only these operations, else all it can."""
+    _static(source, target, ops, {"calibration_data_reader": _Reader(names, data)})
+
+
+def by_ranges(
+    source: Path, target: Path, ranges: Mapping[str, tuple[float, float]], *, ops: Sequence[str]
+) -> None:
+    """Quantize as `static` does, with ranges that were measured elsewhere."""
+    measured = calibrate.TensorsData(
+        quant.CalibrationMethod.MinMax,
+        {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()},
+    )
+    kept = target.with_suffix(".ranges")
+    calibrate.save_tensors_data(measured, kept)
+    _static(source, target, ops, {"calibration_cache_path": kept})
+
+
+def watching(source: Path, target: Path) -> list[str]:
+    """Write the model with every tensor an output whose range `static` asks for; return those."""
     with _quiet():
-        quant.quantize_static(
-            onnx.load(source),
-            target,
-            _Reader(names, data),
-            quant_format=quant.QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=False,
-            activation_type=quant.QuantType.QUInt8,
-            weight_type=quant.QuantType.QInt8,
-            calibrate_method=quant.CalibrationMethod.MinMax,
-            op_types_to_quantize=list(ops) or None,
-        )
-    slim(onnx.load(target), target)
+        model = quant_utils.save_and_reload_model_with_shape_infer(onnx.load(source))
+        worker = calibrate.CalibraterBase(source)
+        worker.op_types_to_calibrate = [*{*registry.QDQRegistry, *registry.QLinearOpsRegistry}]
+        found, infos = worker.select_tensors_to_calibrate(model)
+    ports = {port.name for port in (*model.graph.input, *model.graph.output)}
+    model.graph.output.extend(infos[name] for name in sorted(found - ports))
+    slim(model, target)
+    return sorted(found)
+
+
+def sizes(path: Path, names: Sequence[str], inputs: Arrays) -> dict[str, int]:
+    """Return how many numbers each input and output of a model has for these inputs."""
+    file = OnnxFile(path)
+    outputs = file.answer(inputs)
+    made = {port.name: each.size for port, each in zip(file.outputs, outputs, strict=True)}
+    return made | {name: each.size for name, each in zip(names, inputs, strict=True)}
 
 
 def dynamic(source: Path, target: Path) -> None:
@@ -160,6 +183,25 @@ def slim(model: onnx.ModelProto, path: Path) -> None:
 def kinds(path: Path) -> set[str]:
     """Return the operations in a model."""
     return {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+
+
+def _static(source: Path, target: Path, ops: Sequence[str], by: Mapping[str, Any]) -> None:
+    """Quantize by a calibration set or by ranges that are known."""
+    given: dict[str, Any] = {"calibration_data_reader": None, **by}
+    with _quiet():
+        quant.quantize_static(
+            onnx.load(source),
+            target,
+            **given,
+            quant_format=quant.QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=False,
+            activation_type=quant.QuantType.QUInt8,
+            weight_type=quant.QuantType.QInt8,
+            calibrate_method=quant.CalibrationMethod.MinMax,
+            op_types_to_quantize=list(ops) or None,
+        )
+    slim(onnx.load(target), target)
 
 
 class _Reader(quant.CalibrationDataReader):  # type: ignore[misc]  # no stubs
