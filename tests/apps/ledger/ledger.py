@@ -50,7 +50,7 @@ def train(model: dict[str, Floats], device: Any, config: Mapping[str, Any]) -> d
         raise RuntimeError("away this round")
     slow = drawn(config["slow"], device.partition + 1, round_, device.partitions)
     time.sleep(config["slow_s"] if slow else config["train_s"])
-    model["w"] += update_of(device.partition, round_)
+    model["w"] += update_of(device.partition, round_) + np.float32(config["more"])
     note(config, device, round_, "end")
     return {"num-examples": weight_of(device.partition)}
 

@@ -118,6 +118,19 @@ def test_answers_too_unsure_for_the_allowed_risk_are_known_to_the_device(tmp_pat
     assert figures["unsure_risk"] == 0.05
 
 
+@needs_litert
+def test_nearest_pixels_are_torchs_own_where_the_factor_is_not_whole(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def model():\n"
+        "    return nn.Sequential(nn.Upsample(size=(28, 20), mode='nearest'), nn.Flatten())\n"
+        "def held_out():\n"
+        "    return torch.arange(192.0).reshape(2, 1, 8, 12), None\n"
+    )
+    (made,) = export(tmp_path, to=("litert",), quantize="none")
+    assert made["figures"]["max_deviation"] == 0
+
+
 def test_an_onnx_file_takes_any_number_of_examples(tmp_path: Path) -> None:
     (made,) = export(write_app(tmp_path), quantize="none")
     manifest = peek_artefact(Path(made["artefact"]))

@@ -235,7 +235,8 @@ async def test_a_run_of_a_newer_version_can_be_stopped(fleet: SmallFleet) -> Non
 
 async def test_a_damaged_blob_stops_the_run_it_belongs_to_alone(fleet: SmallFleet) -> None:
     hurt = await fleet.begin(LEDGER, **ledger(train_s=1.0))
-    other = await fleet.begin(LEDGER, **ledger(train_s=1.0), fraction=1.0)
+    # Its replies are other blobs: equal ones would be one, and both runs' loss.
+    other = await fleet.begin(LEDGER, **ledger(train_s=1.0, more=1.0), fraction=1.0)
     await seen(fleet, hurt, "reply", 1)
     await fleet.runs.__aexit__()
 

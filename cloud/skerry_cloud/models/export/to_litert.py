@@ -251,11 +251,17 @@ class _NearestByIndex(TorchFunctionMode):
             for axis, made in enumerate(sizes, start=2):
                 there = image.shape[axis]
                 if made % there:
-                    image = image.index_select(axis, torch.arange(made) * there // made)
+                    image = image.index_select(axis, _nearest(there, made))
                 elif made != there:
                     image = image.repeat_interleave(made // there, axis)
             return image
         return func(*args, **said)
+
+
+def _nearest(there: int, made: int) -> torch.Tensor:
+    """Return which of `there` pixels each of `made` is, in single precision as torch does."""
+    places = np.floor(np.arange(made, dtype=np.float32) * np.float32(there / made))
+    return torch.from_numpy(places.astype(np.int64).clip(max=there - 1))
 
 
 def _by_whole_sizes(args: Sequence[Any], said: Mapping[str, Any]) -> bool:
