@@ -25,6 +25,8 @@ from skerry_devices.models import save_model
 from skerry_devices.watch import RunFailedError, journal, left_alone
 
 DEVICES, RUN = "devices", "run:"
+CAPABILITY = {"onnx": "onnxruntime", "litert": "litert"}
+"""What a device has that can run a runtime's graph with all of its tensors to be seen."""
 ROUND_S = 600.0
 POLL_S = 2.0
 
@@ -64,7 +66,7 @@ def ask_devices(client: Client, request: Request, wish: Wish, folder: Path, say:
     if wish.selector:
         options["selector"] = wish.selector
     if len(request.to) == 1:
-        options["capabilities"] = list(request.to)
+        options["capabilities"] = [CAPABILITY[request.to[0]]]
     kept = client.upload(at("apps"), app.bundle)
     wanted = {"app": kept["digest"], "name": app.name, "options": options}
     run = str(client.post(at("runs"), wanted)["id"])

@@ -143,7 +143,7 @@ def _array(value: Any) -> NDArray[Any]:
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     try:
-        made = np.ascontiguousarray(value)
+        made = np.asarray(value, order="C")
     except ValueError as error:
         raise _odd(f"its examples differ in shape: {error}") from error
     if made.dtype == object or not made.ndim:

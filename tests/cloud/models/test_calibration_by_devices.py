@@ -26,6 +26,9 @@ pytestmark = [
     ),
     pytest.mark.timeout(300),
 ]
+needs_litert = pytest.mark.skipif(
+    importlib.util.find_spec("litert_torch") is None, reason="needs skerry-cloud[litert]"
+)
 DEVICES = ("low", "middle", "high")
 MORE = """
 SHARES = {"low": (0, 4), "middle": (4, 7), "high": (7, 10)}
@@ -177,30 +180,51 @@ async def test_ranges_from_devices_are_as_good_as_from_their_data(
     assert merged.low[names.index("input")] == 0
     assert merged.high[names.index("input")] == 1
 
-    made = {}
-    for kind, options in {
-        "here": {},
-        "devices": {"ranges": str(ranges), "ranges_run": str(run.id)},
-        "percentile": {"ranges": str(ranges), "ranges_by": "percentile"},
-        "mse": {"ranges": str(ranges), "ranges_by": "mse"},
-    }.items():
-        (made[kind],) = run_export(
-            request_of(source, **options), timeout_s=200, on_line=lambda _line: None
-        )
-        if kind == "devices":
-            lineage = read_artefact(Path(made[kind]["folder"])).lineage
-    static = {
-        kind: next(row["value"] for row in one["front"] if row["recipe"] == "static")
-        for kind, one in made.items()
-    }
-    assert static["here"] > 0.9
-    for kind in ("devices", "percentile", "mse"):
-        assert abs(static[kind] - static["here"]) <= 0.005, static
-    if made["devices"]["recipe"] == "static":
+    (here,) = run_export(request_of(source), timeout_s=200, on_line=lambda _line: None)
+    asked = request_of(source, ranges=str(ranges), ranges_run=str(run.id))
+    (made,) = run_export(asked, timeout_s=200, on_line=lambda _line: None)
+    assert static(here)["value"] > 0.9
+    assert abs(static(made)["value"] - static(here)["value"]) <= 0.005
+    assert static(made)["bytes"] == static(here)["bytes"]
+    lineage = read_artefact(Path(made["folder"])).lineage
+    if made["recipe"] == "static":
         assert lineage["calibration"] == "federated"
-        assert lineage["calibrated_by"] == {
-            "run": run.id, "devices": 3, "examples": examples, "ranges": "minmax",
-        }  # fmt: skip
+        assert lineage["calibrated_by"] == by_three(run.id, examples)
+    else:  # so small a model is as fast in float, and smaller without scales
+        assert lineage["calibration"] == ""
+        assert "calibrated_by" not in lineage
+
+
+@pytest.mark.slow
+@needs_litert
+async def test_litert_takes_the_devices_ranges_too(fleet: SmallFleet, tmp_path: Path) -> None:
+    folder = write_app(tmp_path / "app", MORE)
+    both = request_of(folder, to=("onnx", "litert"))
+    bundle_of(both, tmp_path / "bundle", 250, lambda _line: None)
+    run = await fleet.train(tmp_path / "bundle")
+    ranges = tmp_path / "ranges.npz"
+    assert run.model is not None
+    path = fleet.blobs.path(run.model)
+    assert path is not None
+    write_npz(path, ranges)
+    wanted = {"to": ("litert",), "ranges_run": str(run.id)}
+    (here,) = run_export(request_of(folder, to=("litert",)), timeout_s=250, on_line=print)
+    asked = request_of(folder, ranges=str(ranges), ranges_by="mse", **wanted)
+    (made,) = run_export(asked, timeout_s=250, on_line=print)
+    assert static(made)["value"] >= static(here)["value"] - 0.005
+    assert static(made)["agreement"] >= 0.98
+    lineage = read_artefact(Path(made["folder"])).lineage
+    assert made["recipe"] == "static"
+    assert lineage["calibration"] == "federated"
+    assert lineage["calibrated_by"] == {**by_three(run.id, 3 * 128), "ranges": "mse"}
+
+
+def static(made: dict[str, Any]) -> dict[str, Any]:
+    return next(row for row in made["front"] if row["recipe"] == "static")
+
+
+def by_three(run: str, examples: int) -> dict[str, Any]:
+    return {"run": run, "devices": 3, "examples": examples, "ranges": "minmax"}
 
 
 async def test_a_device_that_cannot_or_lies_is_named_and_left_out(
@@ -240,16 +264,30 @@ def test_ranges_of_another_model_are_refused(source: Path, tmp_path: Path) -> No
     plan, wanted, _ = pooled(source)
     about = {"plan": {**plan.to_json(), "model": "0" * 64}, "of": {}}
     about["of"] = {"onnx": {"devices": 1, "examples": 9}}
-    arrays = {f"onnx.{key}": one.numpy() for key, one in wanted.tensors().items()}
+    arrays: dict[str, Any] = {f"onnx.{key}": one.numpy() for key, one in wanted.tensors().items()}
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
     np.savez(tmp_path / "ranges.npz", about=text, **arrays)
-    request = request_of(source, ranges=str(tmp_path / "ranges.npz"))
+    asked = request_of(source, ranges=str(tmp_path / "ranges.npz"))
     with pytest.raises(SkerryError, match="the calibration is of another model"):
-        run_export(request, timeout_s=200, on_line=lambda _line: None)
-    np.savez(tmp_path / "weights.npz", w=np.zeros(3))
-    request = request_of(source, ranges=str(tmp_path / "weights.npz"))
-    with pytest.raises(SkerryError, match="holds no calibration"):
-        run_export(request, timeout_s=200, on_line=lambda _line: None)
+        run_export(asked, timeout_s=200, on_line=lambda _line: None)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"w": np.zeros(3)},
+        {"about": np.frombuffer(b"{}", np.uint8)},
+        {"about": np.frombuffer(b'{"plan": {}, "of": {}}', np.uint8)},
+        {"about": np.frombuffer(b"\xff{", np.uint8)},
+    ],
+)
+def test_a_file_that_holds_no_ranges_is_told(tmp_path: Path, arrays: dict[str, Any]) -> None:
+    from skerry_cloud.models.export.ranges import read as read_ranges
+
+    np.savez(tmp_path / "weights.npz", **arrays)
+    with pytest.raises(SkerryError, match="holds no calibration") as refused:
+        read_ranges(str(tmp_path / "weights.npz"), "minmax")
+    assert "--calibrate" in refused.value.hint
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def of_model(federated: Federated, digest: str) -> None:
 
 
 def chosen(low: float, high: float, exponent: int, bins: NDArray[np.int64], method: str) -> Range:
-    """Return the range of a tensor for 8 bits; it is never wider than what was seen."""
+    """Return the range of a tensor for 8 bits; a quantizer stretches it to hold zero."""
     if method == "minmax" or low == high:
         return low, high
     if method == "percentile":
