@@ -13,7 +13,8 @@ from skerry_protos.errors import PeerError
 from skerry_cloud.api.auth import Caller, needs, note
 from skerry_cloud.api.errors import ApiError
 from skerry_cloud.models.registry import Models
-from skerry_cloud.models.repository import OFFERED, NotInitialisedError, Repository
+from skerry_cloud.models.repository import OFFERED, Repository
+from skerry_cloud.models.standing import NotInitialisedError
 from skerry_cloud.store.operators import Role
 
 METADATA_LIMIT = 8 * 1024**2

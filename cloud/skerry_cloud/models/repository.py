@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
@@ -24,19 +23,26 @@ from skerry_protos.artefacts import (
 from skerry_protos.blobs import LocalBlobs
 from skerry_protos.errors import RejectedError, TrustError
 from skerry_protos.messages import BlobRef
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Timestamp
 
 from skerry_cloud.models.apps import newest as newest_apps
-from skerry_cloud.models.apps import require_app
 from skerry_cloud.models.online import FRESH_S, WORD_LIFE, OnlineKeys
-from skerry_cloud.models.signing import new_channel, next_version, read, signatures_missing
+from skerry_cloud.models.signing import new_channel, next_version, signatures_missing
+from skerry_cloud.models.standing import (
+    MODELS,
+    NotInitialisedError,
+    State,
+    load,
+    require_channels,
+    signed_row,
+    take,
+)
 from skerry_cloud.store import Store
 from skerry_cloud.store import models as kept
 from skerry_cloud.store.models import Signed
 
 log = logging.getLogger(__name__)
 
-MODELS, DIRECTOR = "models", "director"
 SNAPSHOT_LIFE = timedelta(days=30)
 LOOK_S = 600.0
 SETS_KEPT = 40
@@ -45,35 +51,12 @@ OFFERED = ("root", "director-root", "targets", *CHANNELS, APPS)
 """What offline metadata may be sent, in the order in which it is verified."""
 
 
-@dataclass(slots=True)
-class _State:
-    """The newest metadata of each role, every root, and drafts."""
-
-    roots: dict[int, bytes] = field(default_factory=dict)
-    director_roots: dict[int, bytes] = field(default_factory=dict)
-    newest: dict[str, Metadata[Any]] = field(default_factory=dict)
-    drafts: dict[str, Metadata[Any]] = field(default_factory=dict)
-
-    def copy(self) -> "_State":
-        return _State(
-            dict(self.roots), dict(self.director_roots), dict(self.newest), dict(self.drafts)
-        )
-
-
-class NotInitialisedError(RejectedError):
-    """Nobody has made keys for the models' repository yet."""
-
-    def __init__(self) -> None:
-        super().__init__("no-repository", "the models' repository has no keys yet")
-        self.hint = "make them: skerry keys init"
-
-
 class Repository:
     """The repository; an async context manager that keeps it fresh."""
 
     def __init__(self, store: Store, blobs: LocalBlobs, online: OnlineKeys) -> None:
         self._store, self._blobs, self.online = store, blobs, online
-        self._state = _State()
+        self._state = State()
         self._signed_at = 0.0
         self._set: BlobRef | None = None
         self._old_sets: list[BlobRef] = []
@@ -81,7 +64,7 @@ class Repository:
         self._keeping: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._state = await self._store.read(_load)
+        self._state = await self._store.read(load)
         self._keeping = asyncio.create_task(self._keep_fresh(), name="repository")
         return self
 
@@ -161,7 +144,7 @@ class Repository:
             if held is not None and path in held.signed.targets:
                 return True
             self._sign_apps(after, {path: target})
-            new = [_signed(APPS, after.newest[APPS]), *self._sign_newest(after)]
+            new = [signed_row(APPS, after.newest[APPS]), *self._sign_newest(after)]
 
             def write(connection: Any) -> None:
                 kept.keep_signed(connection, *new)
@@ -172,13 +155,13 @@ class Repository:
             self._state, self._set = after, None
             return True
 
-    def _signs_apps(self, state: _State) -> bool:
+    def _signs_apps(self, state: State) -> bool:
         """Return whether the offline keys left the role of apps to this coordinator."""
         targets = state.newest["targets"].signed
         mine = self.online.signer(APPS).public_key.keyid
         return list(targets.delegations.roles[APPS].keyids) == [mine]
 
-    def _sign_apps(self, state: _State, add: Mapping[str, TargetFile]) -> None:
+    def _sign_apps(self, state: State, add: Mapping[str, TargetFile]) -> None:
         """Make the next metadata of apps with our own key."""
         held = state.newest.get(APPS)
         made = next_version(held, APPS) if held else Metadata(new_channel(APPS))
@@ -198,17 +181,17 @@ class Repository:
             after, new, lacking = self._state.copy(), [], {}
             for role in OFFERED:
                 if role in offered:
-                    missing = _take(after, role, offered[role])
+                    missing = take(after, role, offered[role])
                     lacking[role] = missing
                     source = after.drafts if missing else after.newest
-                    new.append(_signed(role, source[role], draft=missing > 0, by=by))
+                    new.append(signed_row(role, source[role], draft=missing > 0, by=by))
             published = any(missing == 0 for missing in lacking.values())
             if published:
                 self._use_online_keys(after)
                 if self._outdated_apps(after):  # by our key before this one
                     self._sign_apps(after, {})
-                    new.append(_signed(APPS, after.newest[APPS]))
-            _require_channels(after)
+                    new.append(signed_row(APPS, after.newest[APPS]))
+            require_channels(after)
             if published and all(role in after.newest for role in ("root", "targets", *CHANNELS)):
                 new += self._sign_newest(after)
             await self._store.write(lambda c: kept.keep_signed(c, *new))
@@ -216,7 +199,7 @@ class Repository:
             log.info("took metadata of %s from %s", ", ".join(sorted(offered)), by)
             return lacking
 
-    def _use_online_keys(self, after: _State) -> None:
+    def _use_online_keys(self, after: State) -> None:
         """Sign with the keys that the offline metadata names now."""
         named: dict[str, str] = {}
         root, director = after.newest.get("root"), after.newest.get("director-root")
@@ -232,7 +215,7 @@ class Repository:
                 named[APPS] = keyid
         self.online.adopt(named)
 
-    def _outdated_apps(self, state: _State) -> bool:
+    def _outdated_apps(self, state: State) -> bool:
         held = state.newest.get(APPS)
         if held is None or "targets" not in state.newest or not self._signs_apps(state):
             return False
@@ -243,7 +226,7 @@ class Repository:
 
     # Keeping it fresh.
 
-    def _sign_newest(self, state: _State) -> list[Signed]:
+    def _sign_newest(self, state: State) -> list[Signed]:
         """Make the next snapshot and timestamp."""
         now = time.time()
         held = state.newest.get("snapshot")
@@ -267,7 +250,7 @@ class Repository:
         timestamp.sign(self.online.signer("timestamp"))
         state.newest["snapshot"], state.newest["timestamp"] = snapshot, timestamp
         self._signed_at = now
-        return [_signed("snapshot", snapshot), _signed("timestamp", timestamp)]
+        return [signed_row("snapshot", snapshot), signed_row("timestamp", timestamp)]
 
     async def _freshen(self) -> None:
         """Sign snapshot and timestamp anew when they have grown old; the lock is held."""
@@ -292,135 +275,6 @@ class Repository:
             except Exception as error:  # noqa: BLE001 - tried again; a store that is stuck says so
                 log.error("the models' repository could not be signed anew: %s", error)
             await asyncio.sleep(LOOK_S)
-
-
-def _require_channels(state: _State) -> None:
-    """Raise TrustError when targets name keys that have not signed what a channel offers."""
-    targets = state.newest.get("targets")
-    for channel in (*CHANNELS, APPS):
-        metadata = state.newest.get(channel)
-        if targets is not None and metadata is not None:
-            try:
-                missing = signatures_missing(targets.signed, channel, metadata)
-            except TrustError:
-                missing = 1
-            if missing:
-                raise TrustError(f"{channel} has new keys: sign its metadata with them too")
-
-
-def _take(state: _State, role: str, data: bytes) -> int:
-    """Verify one role's metadata against what is there; return how many signatures it lacks."""
-    if role in {"root", "director-root"}:
-        return _take_root(state, role, data)
-    metadata = read(data, Targets)
-    if "root" not in state.newest:
-        raise NotInitialisedError
-    delegator = state.newest["root" if role == "targets" else "targets"].signed
-    _require_next(state, role, metadata)
-    missing = signatures_missing(delegator, role, metadata)
-    if role == "targets":
-        known = metadata.signed.delegations
-        if metadata.signed.targets or known is None or set(known.roles or ()) != {*CHANNELS, APPS}:
-            raise TrustError("targets delegate to the channels and apps, and name no files")
-    else:
-        allowed = delegator.delegations.roles[role]
-        for path, named in metadata.signed.targets.items():
-            if not allowed.is_delegated_path(path):
-                raise TrustError(f"{role} may not sign for {path}")
-            if role == APPS:
-                require_app(path, named)
-            else:
-                TargetPath.parse(path)
-            if "sha256" not in named.hashes:
-                raise TrustError(f"{path} has no SHA-256")
-    return _place(state, role, metadata, missing)
-
-
-def _take_root(state: _State, role: str, data: bytes) -> int:
-    metadata = read(data, Root)
-    _require_next(state, role, metadata)
-    missing = signatures_missing(metadata.signed, "root", metadata)
-    old = state.newest.get(role)
-    if old is not None:
-        missing = max(missing, signatures_missing(old.signed, "root", metadata))
-    if role == "director-root":  # whoever may say who signs models says who directs
-        missing = max(missing, signatures_missing(state.newest["root"].signed, "root", metadata))
-    for online in ("snapshot", "timestamp"):
-        if len(metadata.signed.roles[online].keyids) != 1:
-            raise TrustError(f"{role}: {online} has one key, the coordinator's")
-    if missing == 0:
-        kept_roots = state.roots if role == "root" else state.director_roots
-        kept_roots[metadata.signed.version] = data
-    return _place(state, role, metadata, missing)
-
-
-def _require_next(state: _State, role: str, metadata: Metadata[Any]) -> None:
-    held = state.newest.get(role)
-    expected = held.signed.version + 1 if held else 1
-    if metadata.signed.version != expected:
-        raise RejectedError(
-            "metadata-version",
-            f"{role} version {metadata.signed.version} was sent, and {expected} comes next: "
-            "somebody else has signed meanwhile",
-        )
-    if metadata.signed.is_expired():
-        raise TrustError(f"{role} expired on {metadata.signed.expires:%Y-%m-%d}")
-
-
-def _place(state: _State, role: str, metadata: Metadata[Any], missing: int) -> int:
-    if missing:
-        draft = state.drafts.get(role)
-        if draft is not None and draft.signed_bytes == metadata.signed_bytes:
-            draft.signatures.update(metadata.signatures)
-            return _place(state, role, draft, 0) if _complete(state, role, draft) else missing
-        state.drafts[role] = metadata
-    else:
-        state.newest[role] = metadata
-        state.drafts.pop(role, None)
-    return missing
-
-
-def _complete(state: _State, role: str, draft: Metadata[Any]) -> bool:
-    """Return whether a draft has enough signatures by now."""
-    if role in {"root", "director-root"}:
-        held = [draft.signed, *(state.newest[r].signed for r in {role, "root"} & set(state.newest))]
-        done = all(signatures_missing(each, "root", draft) == 0 for each in held)
-        if done:
-            kept_roots = state.roots if role == "root" else state.director_roots
-            kept_roots[draft.signed.version] = draft.to_bytes()
-        return done
-    delegator = state.newest["root" if role == "targets" else "targets"].signed
-    return signatures_missing(delegator, role, draft) == 0
-
-
-def _signed(role: str, metadata: Metadata[Any], *, draft: bool = False, by: str = "") -> Signed:
-    repository, name = (DIRECTOR, "root") if role == "director-root" else (MODELS, role)
-    return Signed(
-        repository=repository,
-        role=name,
-        version=metadata.signed.version,
-        content=metadata.to_bytes(),
-        expires_at=metadata.signed.expires.timestamp(),
-        draft=draft,
-        by=by,
-    )
-
-
-def _load(connection: Any) -> _State:
-    state = _State()
-    for repository in (MODELS, DIRECTOR):
-        for row in kept.all_signed(connection, repository):
-            role = "director-root" if repository == DIRECTOR else row.role
-            metadata: Metadata[Any] = Metadata.from_bytes(row.content)
-            if row.draft:
-                state.drafts[role] = metadata
-                continue
-            state.newest[role] = metadata
-            if role == "root":
-                state.roots[row.version] = row.content
-            elif role == "director-root":
-                state.director_roots[row.version] = row.content
-    return state
 
 
 def _in(life: timedelta) -> datetime:
