@@ -69,10 +69,11 @@ def inputs_of(given: Any, plan: Plan, what: str) -> Arrays:
     """Return the model's inputs in what the app gave; raise AppFailure where there are none.
 
     `what` is the app's function: `device_calibration` gives inputs, `data` a pair (inputs, labels),
-    a loader of such batches, or inputs.
+    a loader of such batches, or inputs; or what it gives has one of these as its `train`.
     """
     found = given
     if what != FUNCTION:
+        given = found = _training(given)
         if not isinstance(given, tuple | list) and not hasattr(given, "shape"):
             found = _batched(given, plan)
         elif isinstance(given, tuple | list) and len(given) == len(plan.inputs) + 1:
@@ -115,6 +116,12 @@ def _telling(arrays: Arrays, plan: Plan) -> Arrays:
             reason = f"this device's data are constant: all of {wanted.name!r} is {each.flat[0]}"
             raise AppFailure(FailureCode.PRECONDITION, reason)
     return arrays
+
+
+def _training(given: Any) -> Any:
+    """Return what data() keeps to train with, where it says which that is."""
+    kept = given.get("train") if isinstance(given, Mapping) else getattr(given, "train", None)
+    return given if kept is None or callable(kept) else kept
 
 
 def _batched(given: Any, plan: Plan) -> Any:

@@ -102,6 +102,11 @@ def data(device: Device) -> Share:
     )
 
 
+def device_calibration(device: Device) -> Tensor:
+    """Return the device's images, for a calibration by the devices; only ranges leave it."""
+    return data(device).images
+
+
 def uneven_share(digits: np.ndarray, partition: int, partitions: int) -> np.ndarray:
     """Return the rows of one of `partitions` shares, the same on every device for the same seed."""
     from datasets import Dataset

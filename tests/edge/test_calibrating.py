@@ -1,5 +1,6 @@
 """What an app's data give a calibration: the model's inputs, or one clear line."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ class Loader:
         (FUNCTION, (X,), ONE),
         (FUNCTION, (X, Y), TWO),
         ("data", X, ONE),
+        ("data", {"train": (X, Y), "test": (X[:9], Y[:9])}, ONE),
+        ("data", SimpleNamespace(train=(X, Y), test=None), ONE),
         ("data", (X, Y), ONE),
         ("data", [X, Y], ONE),
         ("data", (X, Y, Y), TWO),
