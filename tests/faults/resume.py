@@ -4,6 +4,7 @@ import random
 import time
 
 from skerry_devices.client import at
+from skerry_protos.errors import SkerryError
 
 from tests.faults.table import Tally, row
 from tests.faults.trips import Trip
@@ -86,8 +87,14 @@ def _killed(world: World, place: str, dice: random.Random) -> Trip | None:
     armed = {"SKERRY_FAILPOINT": f"{place}:{count}"}
     if place in RUNNING:
         world.kill_coordinator()
-        world.start_coordinator(armed)
-        world.wait_online()
+        try:
+            world.start_coordinator(armed)
+            world.wait_online()
+        except SkerryError:  # it came to the place before there was a run
+            world.kill_coordinator()
+            world.start_coordinator()
+            world.wait_online()
+            return None
     trip = world.begin(rounds=ROUNDS, run_config={"train_s": 0.1}, **OPTIONS)
     if place in RUNNING:
         return trip if _dies(world, trip) else None
