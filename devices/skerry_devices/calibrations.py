@@ -15,7 +15,7 @@ from typing import Any
 
 from skerry_cloud.models.export.request import Request
 from skerry_cloud.strategies import CALIBRATE
-from skerry_protos.calibration import FOLDER
+from skerry_protos.calibration import BINS, FOLDER, PLAN, read_plan
 from skerry_protos.errors import ConfigError, DeadlineError
 
 from skerry_devices.apps import App, app_files, read_app
@@ -62,7 +62,11 @@ def ask_devices(client: Client, request: Request, wish: Wish, folder: Path, say:
     until = time.monotonic() + wish.timeout_s
     app = bundle_of(request, folder / "bundle", wish.timeout_s, say)
     left = max(1.0, until - time.monotonic())
-    options: dict[str, Any] = {"round_deadline_s": min(ROUND_S, left), "wait_deadline_s": left}
+    options: dict[str, Any] = {
+        "round_deadline_s": min(ROUND_S, left),
+        "wait_deadline_s": left,
+        "reply_bytes": reply_limit(folder / "bundle" / FOLDER / PLAN),
+    }
     if wish.selector:
         options["selector"] = wish.selector
     if len(request.to) == 1:
@@ -74,6 +78,12 @@ def ask_devices(client: Client, request: Request, wish: Wish, folder: Path, say:
     with left_alone(run):
         _follow(client, run, until, say)
     return run
+
+
+def reply_limit(plan: Path) -> int:
+    """Return the most bytes that an answer to this plan may have."""
+    tensors = sum(len(graph.tensors) for graph in read_plan(plan.read_bytes()).graphs.values())
+    return tensors * (BINS + 8) * 8 + 1024**2
 
 
 def bundle_of(request: Request, folder: Path, timeout_s: float, say: Say) -> App:

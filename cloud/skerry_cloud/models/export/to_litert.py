@@ -84,7 +84,7 @@ def by_ranges(
         worker = quantizer.Quantizer(str(source), _static(products=products))
         found = _looked_at(worker, source, names, example)
         for tensor, kept in found.items():
-            if not kept:
+            if not _one_range(kept):
                 continue
             if tensor not in ranges:
                 raise ExportError(f"the calibration lacks the tensor {tensor!r:.200}")
@@ -100,7 +100,12 @@ def sizes(source: Path, names: Sequence[str], example: Arrays) -> dict[str, int]
         found = _looked_at(worker, source, names, example)
         tensors = LiteRtFile(source).interpreter.get_tensor_details()
     shapes = {str(one["name"]): one["shape"] for one in tensors}
-    return {name: int(np.prod(shapes[name])) for name, kept in found.items() if kept}
+    return {name: int(np.prod(shapes[name])) for name, kept in found.items() if _one_range(kept)}
+
+
+def _one_range(kept: Mapping[str, Any]) -> bool:
+    """Return whether a tensor has one range: a constant may have one of its own per channel."""
+    return bool(kept) and np.size(kept["min"]) == 1
 
 
 def _looked_at(worker: Any, source: Path, names: Sequence[str], example: Arrays) -> dict[str, Any]:
