@@ -1,8 +1,9 @@
 """Which chunks of a blob are published once for many devices, and which for one alone.
 
 The first device that asks for a chunk has it published for all who listen: at once when nobody
-else is expected to begin to listen, else at most once in GATHER_S. A device that asks for what went
-by after it began to listen gets no answer: it is on its way, or will be asked for again.
+else is expected to begin to listen, else when none has begun to for GATHER_S. A device that asks
+for what went by after it began to listen gets no answer: it is on its way, or will be asked for
+again.
 """
 
 import heapq
@@ -14,6 +15,8 @@ from typing import Final
 from skerry_protos.messages import BlobRef, DeviceId
 
 GATHER_S: Final = 0.15
+LONGEST_S: Final = 5.0
+"""While devices keep beginning to listen, a chunk waits for them at most this long."""
 FRESH_S: Final = 10.0
 """How long a published chunk counts as on its way."""
 IDLE_S: Final = 120.0
@@ -33,6 +36,7 @@ class Cast:
     published: dict[int, float] = field(default_factory=dict)  # when; infinity: it will be
     pending: list[tuple[float, int]] = field(default_factory=list)  # a heap: (when, offset)
     _begin_s: float = 0.0
+    _joined_s: float = 0.0  # when the last one began to listen
 
     def add(self, devices: Iterable[DeviceId], now: float) -> None:
         """Expect these devices too."""
@@ -53,7 +57,9 @@ class Cast:
         if device not in self.devices or repair:
             return offsets
         self.absent.discard(device)
-        since = self.listening.setdefault(device, now)
+        if device not in self.listening:
+            self.listening[device] = self._joined_s = now
+        since = self.listening[device]
         self.chunk = self.chunk or chunk
         if chunk != self.chunk:  # the device's packets are smaller, or larger
             return offsets
@@ -91,7 +97,10 @@ class Cast:
 
     def wait_s(self, now: float) -> float:
         """Return how long the next pending chunk has to wait."""
-        return self.pending[0][0] - now if self._expected() > 0 else 0.0
+        if self._expected() <= 0:
+            return 0.0
+        when = self.pending[0][0]
+        return min(max(when, self._joined_s + GATHER_S), when + LONGEST_S) - now
 
     def idle(self, now: float) -> bool:
         """Return whether nobody wants this any more."""
