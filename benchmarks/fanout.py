@@ -48,7 +48,10 @@ class Row:
 
 
 def sent_by(pid: int, port: int, *, listens: bool) -> int:
-    """Return the bytes that a process has sent on connections to (or from) a port."""
+    """Return the bytes that a process has had acknowledged on connections to (or from) a port.
+
+    Not what the kernel sent: a broker that is slow to read has loopback send parts several times.
+    """
     side = "sport" if listens else "dport"
     said = subprocess.run(
         ["ss", "-tinpHO", "state", "established", f"( {side} = :{port} )"],
@@ -57,7 +60,7 @@ def sent_by(pid: int, port: int, *, listens: bool) -> int:
         check=True,
     ).stdout
     lines = [line for line in said.splitlines() if f"pid={pid}," in line]
-    return sum(int(found[1]) for line in lines if (found := re.search(r"bytes_sent:(\d+)", line)))
+    return sum(int(found[1]) for line in lines if (found := re.search(r"bytes_acked:(\d+)", line)))
 
 
 def measured(link: str, devices: int) -> Row:

@@ -15,6 +15,8 @@ from typing import Final
 from skerry_protos.messages import BlobRef, DeviceId
 
 GATHER_S: Final = 0.15
+GATHER_EACH_S: Final = 0.0025
+"""For each device, where that is more: those of a large fleet come one by one."""
 LONGEST_S: Final = 5.0
 """While devices keep beginning to listen, a chunk waits for them at most this long."""
 FRESH_S: Final = 10.0
@@ -63,14 +65,14 @@ class Cast:
         self.chunk = self.chunk or chunk
         if chunk != self.chunk:  # the device's packets are smaller, or larger
             return offsets
-        self._begin_s = self._begin_s or now + GATHER_S
+        self._begin_s = self._begin_s or now + self._gather_s
         alone = []
         for offset in offsets:
             at = self.published.get(offset)
             if at is None:
                 self._publish(offset, max(now, self._begin_s))
             elif at < since and self._late(at) >= 2:
-                self._publish(offset, now + GATHER_S)
+                self._publish(offset, now + self._gather_s)
             elif at < since or now - at > FRESH_S:
                 alone.append(offset)
         return alone
@@ -78,6 +80,10 @@ class Cast:
     def _publish(self, offset: int, when: float) -> None:
         self.published[offset] = math.inf  # those who begin to listen until then will hear it
         heapq.heappush(self.pending, (when, offset))
+
+    @property
+    def _gather_s(self) -> float:
+        return max(GATHER_S, GATHER_EACH_S * len(self.devices))
 
     def _expected(self) -> int:
         """Return how many have not begun to listen yet."""
@@ -100,7 +106,7 @@ class Cast:
         if self._expected() <= 0:
             return 0.0
         when = self.pending[0][0]
-        return min(max(when, self._joined_s + GATHER_S), when + LONGEST_S) - now
+        return min(max(when, self._joined_s + self._gather_s), when + LONGEST_S) - now
 
     def idle(self, now: float) -> bool:
         """Return whether nobody wants this any more."""
