@@ -16,7 +16,8 @@ from skerry_protos.messages import BlobRef, DeviceId
 
 GATHER_S: Final = 0.15
 GATHER_EACH_S: Final = 0.0025
-"""For each device, where that is more: those of a large fleet come one by one."""
+"""For each device, where that is more, up to GATHER_MOST_S: a large fleet comes one by one."""
+GATHER_MOST_S: Final = 1.0
 LONGEST_S: Final = 5.0
 """While devices keep beginning to listen, a chunk waits for them at most this long."""
 FRESH_S: Final = 10.0
@@ -83,7 +84,7 @@ class Cast:
 
     @property
     def _gather_s(self) -> float:
-        return max(GATHER_S, GATHER_EACH_S * len(self.devices))
+        return min(GATHER_MOST_S, max(GATHER_S, GATHER_EACH_S * len(self.devices)))
 
     def _expected(self) -> int:
         """Return how many have not begun to listen yet."""

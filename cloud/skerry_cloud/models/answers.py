@@ -141,9 +141,9 @@ def _answering(
     stream: Stream, device: DeviceId, model: str
 ) -> contextlib.AbstractContextManager[object]:
     """Tell of the answer, in the trace that the device has begun."""
-    if not tracing.parent_of(stream.trace):
-        return contextlib.nullcontext()
     parent = tracing.parent_of(stream.trace)
+    if not parent:
+        return contextlib.nullcontext()
     return tracing.spanning(
         "answer",
         trace=stream.trace,

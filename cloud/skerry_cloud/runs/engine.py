@@ -362,7 +362,8 @@ class Runs:
         What names no run counts for those that wait for the device.
         """
         if run:
-            concerned = [conductor for name, conductor in self._conductors.items() if name == run]
+            found = self._conductors.get(RunId(run))
+            concerned = [] if found is None else [found]
             reason = reason_of(error)
         else:
             every = self._conductors.values()

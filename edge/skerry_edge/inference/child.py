@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 SWITCH_S = 0.0005
 """How long the loop may keep the model's thread waiting for the interpreter, and the other way
-round: a call of a small model takes less than the usual 5 ms (0.88 of the bare rate, not 0.74)."""
+round: a call of a small model takes less than the usual 5 ms (docs/benchmarks.md, serving)."""
 BACKLOG = 128
 GROUP = "tensors"
 
