@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Item = Mapping[str, Any]
+GAP = 2
+"""Characters between two columns."""
+CRAMPED = 4
+"""Where a terminal is too narrow even for the least, a column keeps so many characters."""
 
 
 class Format(StrEnum):
@@ -33,10 +37,16 @@ Output = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table: its title, and what it says of an item."""
+    """One column of a table: its title, what it says of an item, and what it does when cramped."""
 
     title: str
     says: Callable[[Item], str]
+    least: int = 0
+    """Fold it at words down to so many characters where the terminal is narrow; 0: never."""
+    spare: int = 0
+    """Leave it out where folding is not enough, the highest number first; 0: never."""
+    cut: int = 0
+    """An id: on a narrow terminal show its beginning, so long or as long as is unique; 0: all."""
 
 
 def console(*, stderr: bool = False) -> "Console":
@@ -49,17 +59,85 @@ def console(*, stderr: bool = False) -> "Console":
     )
 
 
-def table(columns: Sequence[Column], items: Iterable[Item], *, title: str = "") -> "Table":
-    """Return a table without lines, titles in capitals."""
+def table(
+    columns: Sequence[Column],
+    items: Sequence[Item],
+    *,
+    title: str = "",
+    width: int | None = None,
+) -> "Table":
+    """Return a table without lines, titles in capitals, that fits a terminal of `width` columns.
+
+    Where not all fits, long texts are folded and spare columns left out; a line below names them.
+    """
     from rich.table import Table
     from rich.text import Text
 
+    width = console().width if width is None else width
+    cells = [[column.says(item) for item in items] for column in columns]
+
+    def natural() -> list[int]:
+        return [_natural(*each) for each in zip(columns, cells, strict=True)]
+
+    if sum(natural()) + GAP * (len(columns) - 1) > width:
+        cells = [
+            beginnings(texts, column.cut) if column.cut else texts
+            for column, texts in zip(columns, cells, strict=True)
+        ]
+    widths = fit(columns, natural(), width)
     made = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
-    for column in columns:
-        made.add_column(column.title.upper(), overflow="fold")
-    for item in items:
-        made.add_row(*(Text(column.says(item)) for column in columns))
+    for at, chars in widths.items():
+        made.add_column(columns[at].title.upper(), overflow="fold", width=chars)
+    for row in range(len(items)):
+        made.add_row(*(Text(cells[at][row]) for at in widths))
+    if missing := [each.title for at, each in enumerate(columns) if at not in widths]:
+        made.caption = f"no room for: {', '.join(missing)} (-o json has them)"
+        made.caption_justify = "left"
     return made
+
+
+def fit(columns: Sequence[Column], natural: Sequence[int], width: int) -> dict[int, int]:
+    """Return the width of each column that is shown, by its place, for a terminal of `width`.
+
+    `natural` are the widths that would fold nothing. Spare columns go first, then texts are
+    folded, those furthest above their least first; only when that is not enough either, what
+    should not be folded is.
+    """
+    kept = dict(enumerate(natural))
+
+    def room() -> int:
+        return width - GAP * (len(kept) - 1)
+
+    def least(at: int) -> int:
+        return min(natural[at], columns[at].least or natural[at])
+
+    for at in sorted(kept, key=lambda each: -columns[each].spare):
+        if columns[at].spare and sum(map(least, kept)) > room():
+            del kept[at]
+    floors = {at: least(at) for at in kept}
+    if sum(floors.values()) > room():
+        floors = {at: min(natural[at], len(columns[at].title), CRAMPED) for at in kept}
+    while sum(kept.values()) > room():
+        loose = [at for at in kept if kept[at] > floors[at]]
+        if not loose:
+            break
+        kept[max(loose, key=lambda at: kept[at] - floors[at])] -= 1
+    return kept
+
+
+def beginnings(ids: Sequence[str], chars: int) -> list[str]:
+    """Return the beginnings of ids, `chars` long or as much longer as tells them apart."""
+    while len({each[:chars] for each in ids}) < len(set(ids)):
+        chars += 1
+    return [each[:chars] for each in ids]
+
+
+def _natural(column: Column, texts: Iterable[str]) -> int:
+    """Return how many characters a column takes when nothing in it is folded."""
+    from rich.cells import cell_len
+
+    lines = (line for text in texts for line in text.splitlines() or [""])
+    return max([len(column.title), *map(cell_len, lines)])
 
 
 def show_list(

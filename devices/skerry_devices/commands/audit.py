@@ -11,9 +11,9 @@ app = single()
 
 COLUMNS = (
     Column("at", lambda a: clock(a["at"])),
-    Column("operator", lambda a: str(a["operator"])),
-    Column("action", lambda a: str(a["action"])),
-    Column("target", lambda a: str(a["target"])),
+    Column("operator", lambda a: str(a["operator"]), least=12),
+    Column("action", lambda a: str(a["action"]), least=16),
+    Column("target", lambda a: str(a["target"]), least=20),
     Column("outcome", lambda a: str(a["outcome"])),
 )
 

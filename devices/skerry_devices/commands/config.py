@@ -19,8 +19,8 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A context's name.")]
 COLUMNS = (
     Column("current", lambda c: "*" if c["current"] else ""),
     Column("name", lambda c: str(c["name"])),
-    Column("url", lambda c: str(c["url"])),
-    Column("ca", lambda c: str(c["ca"] or "-")),
+    Column("url", lambda c: str(c["url"]), least=24),
+    Column("ca", lambda c: str(c["ca"] or "-"), least=20),
     Column("token", lambda c: "yes" if c["token"] else "no"),
 )
 

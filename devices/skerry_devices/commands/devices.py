@@ -40,14 +40,14 @@ Selector = Annotated[
 NO_DEVICES = "No devices. Invite one with: skerry devices invite"
 
 COLUMNS = (
-    Column("id", lambda d: str(d["id"])),
+    Column("id", lambda d: str(d["id"]), least=24),
     Column("state", lambda d: str(d["state"])),
     Column("link", lambda d: str(d.get("transport") or "-")),
     Column("seen", lambda d: "now" if d.get("connected") else ago(d.get("last_seen_at"))),
-    Column("profile", lambda d: str(d.get("profile") or "-")),
-    Column("doing", lambda d: _doing(d)),  # noqa: PLW0108 - defined below
-    Column("labels", lambda d: labels(d.get("labels"))),
-    Column("agent", lambda d: str(d.get("agent_version") or "-")),
+    Column("profile", lambda d: str(d.get("profile") or "-"), least=12, spare=2),
+    Column("doing", lambda d: _doing(d), least=14),  # noqa: PLW0108 - defined below
+    Column("labels", lambda d: labels(d.get("labels")).replace(",", ", "), least=16),
+    Column("agent", lambda d: str(d.get("agent_version") or "-"), spare=1),
 )
 
 
@@ -269,7 +269,7 @@ INVITES = (
     Column("uses left", lambda i: f"{i['uses_left']} of {i['uses']}"),
     Column("by", lambda i: str(i["created_by"])),
     Column("expires", lambda i: ahead(i.get("expires_at"))),
-    Column("labels", lambda i: labels(i.get("labels"))),
+    Column("labels", lambda i: labels(i.get("labels")), least=16),
 )
 
 

@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="model, model@version or model@label.")]
 
 COLUMNS = (
-    Column("model", lambda v: f"{v['model']}@{v['version']}"),
-    Column("labels", lambda v: ", ".join(v["labels"]) or "-"),
-    Column("signed", lambda v: ", ".join(_signed(v)) or "-"),
-    Column("files", lambda v: ", ".join(a["file"] for a in v["artefacts"])),
-    Column("bytes", lambda v: size(sum(a["size"] for a in v["artefacts"]))),
-    Column("run", lambda v: str(v["lineage"].get("run") or "-")),
-    Column("devices", lambda v: _phases(v["devices"])),
-    Column("made", lambda v: ago(v["created_at"])),
-    Column("state", lambda v: _state(v)),  # noqa: PLW0108 - defined below
+    Column("model", lambda v: f"{v['model']}@{v['version']}", least=20),
+    Column("labels", lambda v: ", ".join(v["labels"]) or "-", least=10),
+    Column("signed", lambda v: ", ".join(_signed(v)) or "-", least=7),
+    Column("files", lambda v: ", ".join(a["file"] for a in v["artefacts"]), least=16, spare=4),
+    Column("bytes", lambda v: size(sum(a["size"] for a in v["artefacts"])), spare=2),
+    Column("run", lambda v: str(v["lineage"].get("run") or "-"), spare=3, cut=16),
+    Column("devices", lambda v: _phases(v["devices"]), least=12),
+    Column("made", lambda v: ago(v["created_at"]), spare=1),
+    Column("state", lambda v: _state(v), least=18),  # noqa: PLW0108 - defined below
 )
 ARTEFACT_COLUMNS = (
-    Column("file", lambda a: str(a["file"])),
+    Column("file", lambda a: str(a["file"]), least=20),
     Column("runtime", lambda a: str(a["runtime"])),
-    Column("profile", lambda a: a["profile"] or "any"),
+    Column("profile", lambda a: a["profile"] or "any", spare=2),
     Column("quantization", lambda a: str(a["manifest"].get("quantization", "-"))),
     Column("value", lambda a: _figure(a, "value")),
     Column("drop", lambda a: _figure(a, "drop_points")),
     Column("size", lambda a: size(a["size"])),
-    Column("signed", lambda a: ", ".join(a["signed"]) or "-"),
-    Column("sha256", lambda a: a["digest"][:16]),
+    Column("signed", lambda a: ", ".join(a["signed"]) or "-", least=7),
+    Column("sha256", lambda a: a["digest"][:16], spare=1),
 )
 
 

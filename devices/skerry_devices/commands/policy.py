@@ -16,14 +16,14 @@ app = group("Begin a run when devices say that a model's inputs have drifted.")
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
 
 COLUMNS = (
-    Column("model", lambda p: str(p["model"])),
+    Column("model", lambda p: str(p["model"]), least=16),
     Column("on", lambda p: "yes" if p["enabled"] else "no"),
     Column("drift", lambda p: f">= {p['threshold']:g}"),
     Column("devices", lambda p: f"{len(p['drifting'])} of {p['min_devices']}"),
-    Column("cooldown", lambda p: _shown(p["cooldown_s"])),
-    Column("app", lambda p: str(p["app"])[:12]),
-    Column("last run", lambda p: f"{p['last_run'] or '-'} {ago(p['last_at'])}"),
-    Column("now", lambda p: str(p["now"] or p["last_why"])),
+    Column("cooldown", lambda p: _shown(p["cooldown_s"]), spare=2),
+    Column("app", lambda p: str(p["app"])[:12], spare=1),
+    Column("last run", lambda p: f"{p['last_run'] or '-'} {ago(p['last_at'])}", least=12),
+    Column("now", lambda p: str(p["now"] or p["last_why"]), least=20),
 )
 
 

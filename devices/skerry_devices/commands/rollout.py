@@ -22,22 +22,22 @@ Rollout = Annotated[
 ENDED = frozenset({"completed", "aborted", "rolled-back"})
 
 COLUMNS = (
-    Column("id", lambda r: str(r["id"])),
-    Column("model", lambda r: f"{r['model']}@{r['version']}"),
-    Column("channel", lambda r: str(r["channel"])),
+    Column("id", lambda r: str(r["id"]), cut=20),
+    Column("model", lambda r: f"{r['model']}@{r['version']}", least=14),
+    Column("channel", lambda r: str(r["channel"]), spare=1),
     Column("state", lambda r: str(r["state"])),
     Column("wave", lambda r: f"{r['wave'] + 1}/{r['waves']}"),
-    Column("devices", lambda r: _counts(r)),  # noqa: PLW0108 - defined below
-    Column("began", lambda r: ago(r["created_at"])),
-    Column("why", lambda r: _why(r)),  # noqa: PLW0108
+    Column("devices", lambda r: _counts(r), least=10),  # noqa: PLW0108 - defined below
+    Column("began", lambda r: ago(r["created_at"]), spare=2),
+    Column("why", lambda r: _why(r), least=14),  # noqa: PLW0108
 )
 DEVICE_COLUMNS = (
-    Column("device", lambda d: str(d["device"])),
+    Column("device", lambda d: str(d["device"]), least=24),
     Column("wave", lambda d: str(d["wave"] + 1)),
     Column("state", lambda d: str(d["state"])),
-    Column("readings", lambda d: _readings(d)),  # noqa: PLW0108
-    Column("since", lambda d: ago(d["changed_at"]) if d["changed_at"] else "-"),
-    Column("why", lambda d: d["why"] or "-"),
+    Column("readings", lambda d: _readings(d), least=18),  # noqa: PLW0108
+    Column("since", lambda d: ago(d["changed_at"]) if d["changed_at"] else "-", spare=1),
+    Column("why", lambda d: d["why"] or "-", least=20),
 )
 
 

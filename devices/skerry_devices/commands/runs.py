@@ -41,35 +41,35 @@ Run = Annotated[
 NO_RUNS = "No runs yet. Start one with: skerry run PATH"
 
 COLUMNS = (
-    Column("id", lambda r: str(r["id"])),
-    Column("name", lambda r: str(r["name"])),
+    Column("id", lambda r: str(r["id"]), cut=16),
+    Column("name", lambda r: str(r["name"]), least=16),
     Column("state", lambda r: str(r["state"])),
     Column("round", lambda r: f"{r['round']}/{r['rounds'] or '?'}"),
-    Column("started", lambda r: ago(r.get("started_at") or r.get("created_at"))),
-    Column("by", lambda r: str(r.get("created_by", "-"))),
-    Column("why", lambda r: _why(r)),  # noqa: PLW0108 - defined below
+    Column("started", lambda r: ago(r.get("started_at") or r.get("created_at")), spare=1),
+    Column("by", lambda r: str(r.get("created_by", "-")), least=12, spare=2),
+    Column("why", lambda r: _why(r), least=24),  # noqa: PLW0108 - defined below
 )
 DEVICE_COLUMNS = (
-    Column("device", lambda d: str(d["device"])),
+    Column("device", lambda d: str(d["device"]), least=24),
     Column("asked", lambda d: str(d["asked"])),
     Column("replied", lambda d: str(d["replied"] + d["refused"])),
     Column("failed", lambda d: _count(d["failed"])),
     Column("late", lambda d: _count(d["late"])),
     Column("refused", lambda d: _count(d["refused"])),
-    Column("compute", lambda d: f"{d['compute_s']:.1f} s"),
-    Column("down", lambda d: size(d.get("bytes_down"))),
-    Column("up", lambda d: coded_size(d["bytes_up"], d["plain_bytes"])),
-    Column("codec", lambda d: d["codec"] or "-"),
-    Column("now", lambda d: _now(d)),  # noqa: PLW0108 - defined below
-    Column("latest metrics", lambda d: d.get("metrics") or "-"),
-    Column("last reason", lambda d: d["last_why"] or "-"),
+    Column("compute", lambda d: f"{d['compute_s']:.1f} s", spare=3),
+    Column("down", lambda d: size(d.get("bytes_down")), spare=4),
+    Column("up", lambda d: coded_size(d["bytes_up"], d["plain_bytes"]), spare=2),
+    Column("codec", lambda d: d["codec"] or "-", spare=5),
+    Column("now", lambda d: _now(d), least=12),  # noqa: PLW0108 - defined below
+    Column("latest metrics", lambda d: d.get("metrics") or "-", least=16, spare=1),
+    Column("last reason", lambda d: d["last_why"] or "-", least=16),
 )
 UNWANTED_COLUMNS = (
-    Column("not taken from", lambda u: str(u["device"])),
+    Column("not taken from", lambda u: str(u["device"]), least=24),
     Column("reason", lambda u: str(u["reason"])),
     Column("times", lambda u: str(u["times"])),
     Column("when", lambda u: ago(u["last_at"])),
-    Column("last reason", lambda u: str(u["last_why"])),
+    Column("last reason", lambda u: str(u["last_why"]), least=20),
 )
 METRIC_COLUMNS = (
     Column("round", lambda m: str(m["round"])),

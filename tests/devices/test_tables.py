@@ -1,0 +1,152 @@
+"""The wide tables on narrow terminals: nothing is cut, short things are never folded."""
+
+import io
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from rich.console import Console
+from skerry_devices.commands import devices, model_registry, rollout, runs
+from skerry_devices.output import Column, beginnings, fit, table
+
+RUN = "run-019aafb71ad29f3c1a7be2"
+DEVICE = "plant-b-line-07-camera-3f9c"
+NOW = time.time()
+
+VERSION = {
+    "model": "assembly-defects-mobilenetv2",
+    "version": 12,
+    "labels": ["canary", "stable"],
+    "artefacts": [
+        {"file": f"assembly-defects-{each}-int8.zip", "size": 3_412_007, "signed": ["canary"]}
+        for each in ("onnx", "litert")
+    ],
+    "lineage": {"run": RUN},
+    "devices": {"live": 188, "trial": 9, "rolled-back": 3},
+    "created_at": NOW - 9000,
+    "retired_at": None,
+    "quarantined_at": NOW,
+    "quarantined_why": "latency_p95_s 0.213 is above 0.05 on plant-b-line-07-camera-3f9c",
+}
+RUNNING = {
+    "id": RUN,
+    "name": "assembly-defects-mobilenetv2",
+    "state": "running",
+    "round": 17,
+    "rounds": 200,
+    "started_at": NOW - 90_000,
+    "created_by": "marisol.fuentes@plant-b",
+    "waiting": {"why": f"3 of 200 devices have not answered: {DEVICE} and 2 more"},
+}
+HERE = {
+    "id": DEVICE,
+    "state": "online",
+    "transport": "mqtt",
+    "connected": True,
+    "profile": "jetson-orin",
+    "heartbeat": {"state": "waiting", "waiting_for": "the battery to be above 40 %"},
+    "labels": {"site": "north", "line": "07", "role": "camera", "floor": "2"},
+    "agent_version": "0.4.0.dev1",
+}
+ROLLOUT = {
+    "id": "rollout-019aafb71ad251d09cc2ab",
+    "model": "assembly-defects-mobilenetv2",
+    "version": 12,
+    "channel": "stable",
+    "state": "running",
+    "wave": 1,
+    "waves": 3,
+    "counts": {"asked": 9, "healthy": 188, "failed": 3},
+    "created_at": NOW - 4000,
+    "why": "",
+    "waiting": {"why": "wave 2 soaks until 14:05; 9 devices are on trial"},
+}
+ON_DEVICE = {
+    "device": DEVICE,
+    "wave": 1,
+    "state": "failed",
+    "readings": {"now": {"accuracy": 0.9312, "latency_p95_s": 0.213, "memory_mb": 81.25}},
+    "changed_at": NOW - 400,
+    "why": "latency_p95_s 0.213 is above 0.05",
+}
+IN_RUN = {
+    "device": DEVICE,
+    "asked": 17,
+    "replied": 16,
+    "refused": 1,
+    "failed": 0,
+    "late": 2,
+    "compute_s": 1231.25,
+    "bytes_down": 231_000_000,
+    "bytes_up": 23_100_000,
+    "plain_bytes": 231_000_000,
+    "codec": "int8",
+    "task": "sent",
+    "connected": True,
+    "metrics": "accuracy 0.9312, loss 0.2177",
+    "last_why": "it came after the round had closed",
+}
+TABLES = {
+    "models list": (model_registry.COLUMNS, VERSION),
+    "runs list": (runs.COLUMNS, RUNNING),
+    "runs show": (runs.DEVICE_COLUMNS, IN_RUN),
+    "devices list": (devices.COLUMNS, HERE),
+    "rollout history": (rollout.COLUMNS, ROLLOUT),
+    "rollout status": (rollout.DEVICE_COLUMNS, ON_DEVICE),
+}
+
+
+def printed(columns: Sequence[Column], items: Sequence[Any], width: int) -> list[str]:
+    file = io.StringIO()
+    Console(file=file, width=width).print(table(columns, items, width=width))
+    return file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("name", TABLES)
+def test_a_wide_table_is_readable_on_a_narrow_terminal(name: str, width: int) -> None:
+    columns, item = TABLES[name]
+    lines = printed(columns, [item, item], width)
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= 18, "one thing takes a few lines, not a column of single words"
+    whole = "\n".join(lines)
+    title = lines[0].split()
+    for column in columns:
+        if column.title.upper().split()[0] not in title:
+            assert column.spare, f"{column.title} is never left out"
+            assert column.title in whole.rpartition("no room for:")[2]
+        elif column.cut:
+            assert column.says(item)[: column.cut] in whole
+        elif not column.least:
+            assert column.says(item) in whole, f"{column.title} is not folded"
+        else:
+            parts = column.says(item).replace(",", ", ").replace("-", "- ").split()
+            assert parts[0][:4] in whole
+
+
+def test_a_wide_terminal_gets_everything_on_one_line_each() -> None:
+    for columns, item in TABLES.values():
+        lines = printed(columns, [item], 400)
+        assert len(lines) == 2
+        assert all(column.says(item) in lines[1] for column in columns)
+
+
+def test_ids_are_cut_to_what_tells_them_apart() -> None:
+    assert beginnings(["run-1234", "run-1299", "run-5"], 5) == ["run-123", "run-129", "run-5"]
+    assert beginnings(["run-1234", "run-1234"], 5) == ["run-1", "run-1"]
+
+
+def test_texts_are_folded_and_nothing_below_its_least() -> None:
+    columns = [
+        Column("id", str),
+        Column("why", str, least=10),
+        Column("made", str, spare=1),
+        Column("by", str, spare=2),
+    ]
+    assert fit(columns, [8, 40, 6, 6], 66) == {0: 8, 1: 40, 2: 6, 3: 6}
+    assert fit(columns, [8, 40, 6, 6], 42) == {0: 8, 1: 16, 2: 6, 3: 6}
+    assert fit(columns, [8, 40, 6, 6], 30) == {0: 8, 1: 12, 2: 6}
+    assert fit(columns, [8, 40, 6, 6], 20) == {0: 8, 1: 10}
+    narrow = fit(columns, [8, 40, 6, 6], 12)
+    assert sum(narrow.values()) + 2 * (len(narrow) - 1) <= 12
