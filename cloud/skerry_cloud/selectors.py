@@ -1,5 +1,6 @@
 """Which devices: `k=v`, `k!=v`, `k in (a,b)`, `k not in (a,b)`, `k`, `!k`, joined by commas.
 
+A key that begins with `device/` is a label that devices state of themselves (labels of the protos).
 All parts must hold. `k!=v` and `k not in (…)` also hold for a device without the label.
 """
 
@@ -9,9 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from skerry_protos.errors import ConfigError
+from skerry_protos.labels import KEY, STATED, VALUE
 
-KEY = r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?"
-VALUE = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9])?"
 SELECTOR_LIMIT = 2000
 LABELS_LIMIT = 64
 """Most labels a device may have."""
@@ -65,6 +65,9 @@ class Selector:
         for requirement in self.requirements:
             if not requirement.holds:
                 continue
+            if requirement.key not in values and STATED + requirement.key in values:
+                stated = STATED + requirement.key
+                return f"no operator has set {requirement.key!r}; devices state it: {stated!r}"
             if requirement.key not in values:
                 near = difflib.get_close_matches(requirement.key, values, 1, 0.5)
                 also = f"; did you mean {near[0]!r}?" if near else ""

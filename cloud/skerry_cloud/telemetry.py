@@ -7,6 +7,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 from skerry_protos.errors import RejectCode, RejectedError
+from skerry_protos.labels import stated_flaws, usable_stated
 from skerry_protos.v1.work_pb2 import Heartbeat, LogLines
 
 LINES_LIMIT = 500
@@ -16,7 +17,10 @@ LOG_TEXT_LIMIT = 4000
 
 
 def heartbeat_json(body: bytes) -> dict[str, Any]:
-    """Return a heartbeat as JSON, or raise RejectedError."""
+    """Return a heartbeat as JSON, or raise RejectedError.
+
+    Labels that a device may not state are left out; `labels_refused` says why of the first.
+    """
     try:
         message = Heartbeat.FromString(body)
     except DecodeError as error:
@@ -26,6 +30,12 @@ def heartbeat_json(body: bytes) -> dict[str, Any]:
     for name in ("memory_total_bytes", "memory_available_bytes", "disk_free_bytes"):
         if name in found:
             found[name] = int(found[name])
+    found.pop("labels", None)
+    if message.labels:
+        said = dict(message.labels)
+        found["labels"] = usable_stated(said)
+        if flaws := stated_flaws(said):
+            found["labels_refused"] = printable(flaws[0], 300)
     return {name: value for name, value in found.items() if value not in ("NaN", "Infinity")}
 
 

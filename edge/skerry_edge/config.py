@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skerry_protos.errors import ConfigError
+from skerry_protos.labels import stated_flaws
 from skerry_protos.settings import load_tables, read_table, require_known
 
 from skerry_edge.conditions import Conditions
@@ -204,6 +205,8 @@ def _flat(table: object, source: str) -> NodeConfig:
 def _labels(table: object, source: str) -> dict[str, str]:
     if not isinstance(table, Mapping) or not all(isinstance(v, str) for v in table.values()):
         raise ConfigError(f'{source}: [labels] must be a table of texts, as in site = "north"')
+    for flaw in stated_flaws(table):
+        raise ConfigError(f"{source}: [labels]: {flaw}")
     return dict(table)
 
 

@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from skerry_protos.codecs import installed as codecs
@@ -25,6 +25,7 @@ def heartbeat(
     tasks: Sequence[str],
     energy_today_j: float | None = None,
     energy_source: str = "",
+    labels: Mapping[str, str] | None = None,
 ) -> work_pb2.Heartbeat:
     """Return the heartbeat for a look at the machine; sensors that are not there say nothing."""
     return work_pb2.Heartbeat(
@@ -50,4 +51,5 @@ def heartbeat(
         codecs=codecs(),
         energy_today_j=energy_today_j,
         energy_source=energy_source,
+        labels=labels,
     )

@@ -106,6 +106,7 @@ class Reporter:
                     tasks=[parcel.id for parcel in self._ledger.inbox],
                     energy_today_j=energy_j,
                     energy_source=self._budget.source,
+                    labels=self._config.labels,
                 )
                 await self.send(ParcelKind.HEARTBEAT, said.SerializeToString())
 

@@ -20,6 +20,7 @@ from skerry_cloud.store import Store, tables
 from skerry_cloud.store import devices as kept
 from skerry_cloud.telemetry import LINES_LIMIT, LOG_TEXT_LIMIT, heartbeat_json, log_rows
 from skerry_protos.errors import RefusedError, RejectedError
+from skerry_protos.labels import STATED_LIMIT
 from skerry_protos.messages import DeviceId, Parcel, ParcelId, ParcelKind, RunId
 from skerry_protos.v1.work_pb2 import Heartbeat, LogLine, LogLines
 
@@ -220,6 +221,44 @@ async def test_available_devices_fit_the_selector_the_capabilities_and_are_not_c
     await registry.uncordon(JET)
     await registry.absent(JET, "grpc", "cut")
     assert await ids() == {PI}
+
+
+async def test_what_a_device_states_is_never_an_operators_word(registry: Registry) -> None:
+    await registry.relabel(PI, {"wave": "late", "device/room": "cellar"})
+    said = {"wave": "canary", "room": "attic", "partition-id": "0"}
+    beat = Heartbeat(labels=said).SerializeToString()
+    await registry.accept(PI, parcel(ParcelKind.HEARTBEAT, beat))
+    device = await registry.device(PI)
+    assert device is not None
+    assert device.labels == {
+        "wave": "late",
+        "device/wave": "canary",
+        "device/room": "cellar",
+        "device/partition-id": "0",
+    }
+    assert (device.stated, device.given["wave"]) == (said, "late")
+
+    async def chosen(selector: str) -> list[str]:
+        return [each.id for each in await registry.devices(parse(selector))]
+
+    assert await chosen("wave=canary") == []
+    assert await chosen("partition-id") == []
+    assert await chosen("device/wave=canary") == [PI]
+    assert await chosen("device/room=attic") == []
+    await registry.accept(PI, parcel(ParcelKind.HEARTBEAT, Heartbeat().SerializeToString(), 2))
+    assert await chosen("device/wave") == []
+
+
+def test_labels_that_a_device_may_not_state_are_left_out_and_said() -> None:
+    said = {f"k{each:05}": "v" for each in range(10_000)}
+    found = heartbeat_json(Heartbeat(labels=said, load1=1.0).SerializeToString())
+    assert len(found["labels"]) == STATED_LIMIT
+    assert "at most 16 labels, not 10000" in found["labels_refused"]
+    bad = {"": "x", "a b": "x", "a" * 57: "x", "x": "\x1b[31m", "y": "b" * 256, "good": "yes"}
+    found = heartbeat_json(Heartbeat(labels=bad).SerializeToString())
+    assert found["labels"] == {"good": "yes"}
+    assert found["labels_refused"].isprintable()
+    assert len(found["labels_refused"]) <= 300
 
 
 async def test_who_waits_for_a_change_is_woken_by_it(registry: Registry) -> None:

@@ -72,6 +72,12 @@ def test_a_selector_that_matches_nobody_is_explained(text: str, hint: str) -> No
     assert hint in parse(text).hint([LABELS])
 
 
+def test_a_label_that_only_devices_state_is_named_as_theirs() -> None:
+    assert "'device/site'" in parse("site=north").hint([{"device/site": "north"}])
+    assert not parse("site=north").matches({"device/site": "north"})
+    assert parse("device/site=north").matches({"device/site": "north"})
+
+
 @pytest.mark.parametrize(
     "labels",
     [{"": "x"}, {"a b": "x"}, {"a": "b c"}, {"a": "(x)"}, {"a" * 64: "x"}, {"a": "b" * 256}],

@@ -150,3 +150,13 @@ def test_texts_are_folded_and_nothing_below_its_least() -> None:
     assert fit(columns, [8, 40, 6, 6], 20) == {0: 8, 1: 10}
     narrow = fit(columns, [8, 40, 6, 6], 12)
     assert sum(narrow.values()) + 2 * (len(narrow) - 1) <= 12
+
+
+def test_a_device_shows_which_labels_are_its_own_word_and_which_were_left_out() -> None:
+    said = {"room": "attic", "rack": "7"}
+    beat = {"labels": said, "labels_refused": "'a b' cannot be a label's key"}
+    here = {**HERE, "labels": {"device/room": "cellar", "device/rack": "7"}, "stated": said}
+    shown = [value for _, value in devices._rows({**here, "heartbeat": beat})]  # noqa: SLF001
+    assert "device/rack=7,device/room=cellar" in shown
+    assert "an operator has the word, not the device, on: room" in shown
+    assert "some that the device states were left out: 'a b' cannot be a label's key" in shown

@@ -38,6 +38,11 @@ def test_the_file_has_the_last_word_over_the_profile(tmp_path: Path) -> None:
         ("[node]\nx = [1]", r"node\.x must be a number, text or flag"),
         ("limits = 3", r"\[limits\] must be a table"),
         ("[labels]\nx = 1", r"\[labels\] must be a table of texts"),
+        ('[labels]\nx = "a b"', r"agent\.toml: \[labels\]: 'a b' cannot be the value of label 'x'"),
+        (
+            "[labels]\n" + "\n".join(f'l{each} = "x"' for each in range(17)),
+            "a device states at most 16 labels, not 17",
+        ),
     ],
 )
 def test_a_mistake_names_its_place(tmp_path: Path, text: str, says: str) -> None:

@@ -155,6 +155,8 @@ async def test_a_device_joins_runs_and_is_well(mainland: Mainland, agent: Agent,
     code, said = await agent.call("status")
     assert code == 3
     assert said.startswith("no agent runs in")
+    with (agent.home / "agent.toml").open("a") as settings:
+        settings.write('\n[labels]\nroom = "kitchen"\n')
     await agent.start()
     await until(agent.connected, 30)
     code, said = await agent.call("status", "--json")
@@ -165,6 +167,7 @@ async def test_a_device_joins_runs_and_is_well(mainland: Mainland, agent: Agent,
     found = await mainland.device("box-1")
     assert (found["transport"], found["profile"]) == (link, "pi5")
     assert {"cpu", "torch", "flower"} <= set(found["capabilities"])
+    assert (found["labels"], found["stated"]) == ({"device/room": "kitchen"}, {"room": "kitchen"})
 
     code, said = await agent.call("doctor", "--json")
     findings = {each["check"]: each for each in json.loads(said)["findings"]}

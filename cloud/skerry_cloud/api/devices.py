@@ -27,7 +27,10 @@ class DeviceView(BaseModel):
     node: str = Field(description="The device's number for Flower, as text: it has 63 bits.")
     state: str = Field(description="online, offline, cordoned, drained or revoked")
     profile: str
-    labels: dict[str, str]
+    labels: dict[str, str] = Field(
+        description="What selectors see; a key below device/ is the device's own unless set here."
+    )
+    stated: dict[str, str] = Field(description="The labels that the device states of itself.")
     capabilities: list[str]
     connected: bool
     transport: str
@@ -203,6 +206,7 @@ def view(device: Device) -> DeviceView:
         state=device.state,
         profile=device.profile,
         labels=device.labels,
+        stated=device.stated,
         capabilities=sorted(device.capabilities),
         connected=device.connected,
         transport=device.transport,

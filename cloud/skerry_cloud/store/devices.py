@@ -11,6 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from skerry_protos.errors import RejectedError
+from skerry_protos.labels import STATED
 from skerry_protos.messages import DeviceId
 from skerry_protos.tokens import RENEW_GRACE_S
 
@@ -25,13 +26,16 @@ LOGS_KEPT = 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device as the coordinator knows it; `heartbeat` is the newest, as JSON."""
+    """A device as the coordinator knows it; `heartbeat` is the newest, as JSON.
+
+    `given` are the labels that the invite and operators gave it.
+    """
 
     id: DeviceId
     node: int
     profile: str
     invite: str
-    labels: dict[str, str]
+    given: dict[str, str]
     enrolled_at: float
     revoked_at: float | None
     revoked_why: str | None
@@ -54,6 +58,19 @@ class Device:
         if self.cordoned:
             return "cordoned"
         return "online" if self.connected else "offline"
+
+    @property
+    def stated(self) -> dict[str, str]:
+        """The labels that the device states of itself, as it wrote them."""
+        said: dict[str, str] = self.heartbeat.get("labels", {})
+        return said
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What selectors see: its own labels below `device/`, and over them what it was given."""
+        if not self.stated:
+            return self.given
+        return {**{STATED + key: value for key, value in self.stated.items()}, **self.given}
 
     @property
     def ready(self) -> bool:
@@ -173,7 +190,7 @@ def listed(connection: sa.Connection, only: Iterable[str] | None = None) -> list
     for row in connection.execute(held.order_by(labels.c.key)).mappings():
         by_device.setdefault(row["device"], {})[row["key"]] = row["value"]
     return [
-        Device(**row, labels=by_device.get(row["id"], {}))
+        Device(**row, given=by_device.get(row["id"], {}))
         for row in connection.execute(chosen).mappings()
     ]
 

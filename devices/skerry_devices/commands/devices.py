@@ -336,6 +336,7 @@ def _rows(device: Item) -> list[tuple[str, str]]:
         ("enrolled", ago(device.get("enrolled_at"))),
         ("profile", device.get("profile") or "-"),
         ("labels", labels(device.get("labels"))),
+        *_stated(device),
         ("agent", device.get("agent_version") or "-"),
         ("doing", _doing(device)),
         ("capabilities", ", ".join(device.get("capabilities") or []) or "-"),
@@ -355,6 +356,17 @@ def _rows(device: Item) -> list[tuple[str, str]]:
         why = f", because {device['revoked_why']}" if device.get("revoked_why") else ""
         rows.insert(2, ("revoked", ago(device["revoked_at"]) + why))
     return [(name, str(value)) for name, value in rows]
+
+
+def _stated(device: Item) -> list[tuple[str, str]]:
+    """Return what a person should know of the labels that a device states of itself."""
+    rows, said = [], device.get("stated") or {}
+    known = device.get("labels") or {}
+    if over := [key for key, value in said.items() if known.get(f"device/{key}") != value]:
+        rows.append(("", f"an operator has the word, not the device, on: {', '.join(over)}"))
+    if why := (device.get("heartbeat") or {}).get("labels_refused"):
+        rows.append(("", f"some that the device states were left out: {why}"))
+    return rows
 
 
 def _float(value: object) -> float | None:

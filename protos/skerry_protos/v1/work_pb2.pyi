@@ -105,8 +105,15 @@ class WorkReport(_message.Message):
     def __init__(self, queued_s: _Optional[float] = ..., download_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., cpu_s: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., warm: _Optional[bool] = ..., codec: _Optional[str] = ..., plain_bytes: _Optional[int] = ..., energy_j: _Optional[float] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("unix_time_s", "agent_version", "profile", "uptime_s", "load1", "memory_total_bytes", "memory_available_bytes", "disk_free_bytes", "temperature_c", "battery_percent", "charging", "metered", "state", "waiting_for", "capabilities", "versions", "tasks", "arch", "cpus", "codecs", "energy_today_j", "energy_source")
+    __slots__ = ("unix_time_s", "agent_version", "profile", "uptime_s", "load1", "memory_total_bytes", "memory_available_bytes", "disk_free_bytes", "temperature_c", "battery_percent", "charging", "metered", "state", "waiting_for", "capabilities", "versions", "tasks", "arch", "cpus", "codecs", "energy_today_j", "energy_source", "labels")
     class VersionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +142,7 @@ class Heartbeat(_message.Message):
     CODECS_FIELD_NUMBER: _ClassVar[int]
     ENERGY_TODAY_J_FIELD_NUMBER: _ClassVar[int]
     ENERGY_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     unix_time_s: float
     agent_version: str
     profile: str
@@ -157,7 +165,8 @@ class Heartbeat(_message.Message):
     codecs: _containers.RepeatedScalarFieldContainer[str]
     energy_today_j: float
     energy_source: str
-    def __init__(self, unix_time_s: _Optional[float] = ..., agent_version: _Optional[str] = ..., profile: _Optional[str] = ..., uptime_s: _Optional[float] = ..., load1: _Optional[float] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., temperature_c: _Optional[float] = ..., battery_percent: _Optional[float] = ..., charging: _Optional[bool] = ..., metered: _Optional[bool] = ..., state: _Optional[str] = ..., waiting_for: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., versions: _Optional[_Mapping[str, str]] = ..., tasks: _Optional[_Iterable[str]] = ..., arch: _Optional[str] = ..., cpus: _Optional[int] = ..., codecs: _Optional[_Iterable[str]] = ..., energy_today_j: _Optional[float] = ..., energy_source: _Optional[str] = ...) -> None: ...
+    labels: _containers.ScalarMap[str, str]
+    def __init__(self, unix_time_s: _Optional[float] = ..., agent_version: _Optional[str] = ..., profile: _Optional[str] = ..., uptime_s: _Optional[float] = ..., load1: _Optional[float] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., temperature_c: _Optional[float] = ..., battery_percent: _Optional[float] = ..., charging: _Optional[bool] = ..., metered: _Optional[bool] = ..., state: _Optional[str] = ..., waiting_for: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., versions: _Optional[_Mapping[str, str]] = ..., tasks: _Optional[_Iterable[str]] = ..., arch: _Optional[str] = ..., cpus: _Optional[int] = ..., codecs: _Optional[_Iterable[str]] = ..., energy_today_j: _Optional[float] = ..., energy_source: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class LogLines(_message.Message):
     __slots__ = ("source", "lines")

@@ -144,7 +144,7 @@ def device(name: str, codecs: list[str], profile: str = "", **labels: str) -> De
     return Device(
         id=DeviceId(name),
         node=1,
-        labels=labels,
+        given=labels,
         profile=profile,
         invite="",
         enrolled_at=0.0,
