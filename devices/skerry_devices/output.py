@@ -186,6 +186,8 @@ def ago(unix_s: float | None, *, now: float | None = None) -> str:
     if not unix_s:
         return "never"
     gone = (time.time() if now is None else now) - unix_s
+    if gone > 3600.0:  # seconds, and after days minutes, say nothing any more
+        gone -= gone % (3600.0 if gone > 86400.0 else 60.0)
     return "now" if abs(gone) < 1 else f"{shown_duration(gone)} ago" if gone > 0 else "just now"
 
 

@@ -1,6 +1,7 @@
 """The wide tables on narrow terminals: nothing is cut, short things are never folded."""
 
 import io
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -152,11 +153,50 @@ def test_texts_are_folded_and_nothing_below_its_least() -> None:
     assert sum(narrow.values()) + 2 * (len(narrow) - 1) <= 12
 
 
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [
+        ({"asked_at": None, "connected": False}, "not told yet: away, last seen 1h ago"),
+        ({"asked_at": None, "connected": True}, "not told yet: it is here"),
+        ({"asked_at": NOW - 180, "connected": True}, "told 3m ago, no answer: it is here"),
+        (
+            {"asked_at": NOW - 180, "connected": False},
+            "told 3m ago, no answer: away, last seen 1h ago",
+        ),
+        ({"asked_at": NOW - 180, "connected": True, "phase": "fetching"}, "told 3m ago, fetching"),
+    ],
+)
+def test_a_rollout_says_what_it_waits_for_from_a_device(device: dict[str, Any], why: str) -> None:
+    waits = {**ON_DEVICE, "state": "asked", "why": "", "phase": "", "last_seen_at": NOW - 3600}
+    column = next(each for each in rollout.DEVICE_COLUMNS if each.title == "why")
+    said = column.says({**waits, **device})
+    assert re.sub(r"(\d[hm])\d+s", r"\1", said) == why
+    assert column.says({**ON_DEVICE, **device}) == ON_DEVICE["why"]
+
+
+def test_what_a_device_chose_and_why_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"target": "stable/tiny/3/int8.zip", "accuracy": 0.971, "latency_s": 0.0021}
+        | {"energy_j": 0.0123, "energy_source": "estimated", "memory_bytes": 81e6}
+        | {"bad": "", "pareto": True},
+        {"target": "stable/tiny/3/fp32.zip", "bad": "its output is not finite", "pareto": False},
+    ]
+    choice = {"serves": "stable/tiny/3/int8.zip", "why": "least latency of 1", "rows": rows}
+    report = {"model": "tiny", "phase": "live", "serving": "stable/tiny/3/fp32.zip", "why": ""}
+    devices._show_models([{**report, "at": NOW, "choice": choice}])
+    said = capsys.readouterr().out
+    assert "tiny: serves int8.zip: least latency of 1\n" in said
+    assert "*  int8.zip   0.9710    2.1 ms  0.0123 J (estimated)  81.0 MB  on the Pareto" in said
+    assert "fp32.zip   -         -       -                     -        its output is not" in said
+    column = next(each for each in rollout.DEVICE_COLUMNS if each.title == "serves")
+    assert column.says({**ON_DEVICE, "choice": choice}) == "int8.zip: least latency of 1"
+
+
 def test_a_device_shows_which_labels_are_its_own_word_and_which_were_left_out() -> None:
     said = {"room": "attic", "rack": "7"}
     beat = {"labels": said, "labels_refused": "'a b' cannot be a label's key"}
     here = {**HERE, "labels": {"device/room": "cellar", "device/rack": "7"}, "stated": said}
-    shown = [value for _, value in devices._rows({**here, "heartbeat": beat})]  # noqa: SLF001
+    shown = [value for _, value in devices._rows({**here, "heartbeat": beat})]
     assert "device/rack=7,device/room=cellar" in shown
     assert "an operator has the word, not the device, on: room" in shown
     assert "some that the device states were left out: 'a b' cannot be a label's key" in shown

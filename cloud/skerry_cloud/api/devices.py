@@ -1,7 +1,7 @@
 """Routes about devices: who they are, their labels and logs, and taking them out of service."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -14,6 +14,7 @@ from skerry_cloud.registry import Registry
 from skerry_cloud.selectors import parse
 from skerry_cloud.store import Store
 from skerry_cloud.store import devices as kept
+from skerry_cloud.store import models as kept_models
 from skerry_cloud.store.devices import Device
 from skerry_cloud.store.operators import Role
 
@@ -42,6 +43,29 @@ class DeviceView(BaseModel):
     revoked_at: float | None
     revoked_why: str | None
     heartbeat: dict[str, Any] = Field(description="The newest heartbeat: load, memory, versions.")
+
+
+class ServedModel(BaseModel):
+    """A device's newest word on a model."""
+
+    model: str
+    rollout: str
+    target: str = Field(description="The release that it is about.")
+    phase: str
+    why: str
+    serving: str = Field(description="The release that serves; empty: none.")
+    readings: dict[str, float]
+    choice: dict[str, Any] = Field(
+        description="Of its variants, what the device measured and which it serves: serves, why, "
+        "rows; empty where there was no choice."
+    )
+    at: float
+
+
+class ServedModels(BaseModel):
+    """What a device says of its models."""
+
+    items: list[ServedModel]
 
 
 class Devices(BaseModel):
@@ -127,6 +151,8 @@ def router(registry: Registry, store: Store) -> APIRouter:
         """Show one device."""
         return await shown(await named(device))
 
+    _add_models(routes, named, store)
+
     @routes.patch("/{device}", dependencies=[needs(Role.OPERATOR)])
     async def label_device(device: Named, changes: LabelChanges, request: Request) -> DeviceView:
         """Set and take away labels."""
@@ -196,6 +222,20 @@ def router(registry: Registry, store: Store) -> APIRouter:
             await registry.wait_change(left)
 
     return routes
+
+
+def _add_models(
+    routes: APIRouter, named: Callable[[str], Awaitable[DeviceId]], store: Store
+) -> None:
+    @routes.get("/{device}/models", dependencies=[needs(Role.VIEWER)])
+    async def device_models(device: Named) -> ServedModels:
+        """Show what a device says of its models, and which variant it chose and why."""
+        one = await named(device)
+        found = await store.read(lambda c: kept_models.reports(c, device=one))
+        names = ServedModel.model_fields
+        return ServedModels(
+            items=[ServedModel(**{name: getattr(each, name) for name in names}) for each in found]
+        )
 
 
 def view(device: Device) -> DeviceView:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -11,12 +12,25 @@ from pydantic import BaseModel, ConfigDict, Field
 from skerry_cloud.api.auth import Caller, needs, note
 from skerry_cloud.rollouts.engine import Rollouts
 from skerry_cloud.rollouts.lifecycle import OPEN
+from skerry_cloud.store import models as kept_models
 from skerry_cloud.store import rollouts as kept
+from skerry_cloud.store.devices import Device
+from skerry_cloud.store.models import Report
 from skerry_cloud.store.operators import Role
 from skerry_cloud.store.rollouts import Rollout
 
 WAIT_LIMIT_S = 60.0
 LOOK_S = 0.5
+MEMBER_FIELDS = (
+    "device",
+    "wave",
+    "state",
+    "why",
+    "target",
+    "readings",
+    "asked_at",
+    "changed_at",
+)
 
 Named = Annotated[str, Path(max_length=64, description="A rollout's id, or a beginning of it.")]
 
@@ -84,24 +98,13 @@ def router(rollouts: Rollouts) -> APIRouter:
 
     async def detail(rollout: Rollout) -> RolloutDetail:
         members = await store.read(lambda c: kept.members(c, rollout.id))
+        reports = await store.read(lambda c: kept_models.reports(c, model=rollout.model))
+        heard = {each.device: each for each in reports}
+        seen = await rollouts.seen()
         return RolloutDetail(
             **_fields(rollouts, rollout, members),
             plan=dict(rollout.plan),
-            devices=[
-                {
-                    name: getattr(each, name)
-                    for name in (
-                        "device",
-                        "wave",
-                        "state",
-                        "why",
-                        "target",
-                        "readings",
-                        "changed_at",
-                    )
-                }
-                for each in members
-            ],
+            devices=[_member(each, heard.get(each.device), seen) for each in members],
         )
 
     @routes.get("", dependencies=[needs(Role.VIEWER)])
@@ -161,6 +164,26 @@ def router(rollouts: Rollouts) -> APIRouter:
     ):
         _add_order(routes, name, order, detail)
     return routes
+
+
+def _member(
+    member: kept.RolloutDevice, report: Report | None, seen: Mapping[str, Device]
+) -> dict[str, Any]:
+    """Return a device in a rollout: its state, what it said of this version, whether it is here.
+
+    `asked_at` is when it took the word that asks it; None: it has not been told yet.
+    """
+    device = seen.get(member.device)
+    row = {name: getattr(member, name) for name in MEMBER_FIELDS}
+    row["connected"] = device is not None and device.connected
+    row["last_seen_at"] = device.last_seen_at if device is not None else None
+    about = report is not None and (report.rollout, report.digest) == (
+        member.rollout,
+        member.digest,
+    )
+    row["phase"] = report.phase if report is not None and about else ""
+    row["choice"] = dict(report.choice) if report is not None and about else {}
+    return row
 
 
 def _add_order(routes: APIRouter, name: str, order: Any, detail: Any) -> None:

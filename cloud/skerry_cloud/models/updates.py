@@ -5,6 +5,7 @@ again whenever it comes while its newest report does not say that it has settled
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -43,12 +44,14 @@ from skerry_protos.messages import (
 from skerry_protos.v1 import models_pb2
 
 from skerry_cloud.fleets import Fleet
+from skerry_cloud.models.choices import read_choice
 from skerry_cloud.models.director import word
 from skerry_cloud.models.online import FRESH_S, WORD_LIFE
 from skerry_cloud.models.registry import target_path
 from skerry_cloud.models.repository import Repository
-from skerry_cloud.store import Store
+from skerry_cloud.store import Store, StoreError
 from skerry_cloud.store import models as kept
+from skerry_cloud.store import rollouts as kept_rollouts
 from skerry_cloud.store.models import Artefact, Assignment, Report
 from skerry_cloud.telemetry import printable
 
@@ -56,6 +59,8 @@ log = logging.getLogger(__name__)
 
 TOLD_AT_ONCE = 32
 """Devices that are told at the same time."""
+NOTED_S = 0.5
+"""That devices were told is kept so long after, in one transaction for many."""
 ACCEPT_PATIENCE_S = 10.0
 WORD_ROOM = BODY_LIMIT * 3 // 4
 """A word larger than this, bytes, names no variants: as JSON in a parcel it grows by a little."""
@@ -94,6 +99,8 @@ class Updates:
         self._telling: dict[DeviceId, asyncio.Task[None]] = {}
         self._again: set[DeviceId] = set()
         self._room = asyncio.Semaphore(TOLD_AT_ONCE)
+        self._asked: dict[DeviceId, float] = {}
+        self._noting: asyncio.Task[None] | None = None
         self.on_report: list[Heard] = []
         self.on_present: Came = _nothing
 
@@ -101,10 +108,12 @@ class Updates:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        every = list(self._telling.values())
+        every = [*self._telling.values(), *([self._noting] if self._noting else [])]
         for task in every:
             task.cancel()
         await asyncio.gather(*every, return_exceptions=True)
+        with contextlib.suppress(StoreError):
+            await self._keep_asked()
 
     # What is wanted.
 
@@ -184,6 +193,21 @@ class Updates:
                 log.debug("device %s was not told: %s", device, error)
             except RejectedError as error:
                 log.warning("device %s takes no updates: %s", device, error)
+            else:
+                self._note_asked(device)
+
+    def _note_asked(self, device: DeviceId) -> None:
+        """Keep that a device has taken its word, with those of the same moment."""
+        self._asked.setdefault(device, time.time())
+        if self._noting is None:
+            self._noting = asyncio.create_task(self._keep_asked(NOTED_S), name="updates-asked")
+            self._noting.add_done_callback(_logged)
+
+    async def _keep_asked(self, after_s: float = 0.0) -> None:
+        await asyncio.sleep(after_s)
+        self._noting, told = None, self._asked
+        self._asked = {}
+        await self._store.write(lambda c: kept_rollouts.note_asked(c, told))
 
     def _told(self, device: DeviceId, done: asyncio.Task[None]) -> None:
         self._telling.pop(device, None)
@@ -308,6 +332,7 @@ def _read_report(device: DeviceId, parcel: Parcel) -> Report:
         serving=said.serving[:300],
         serving_digest=Digest(said.serving_digest.hex()[:64]),
         at=time.time(),
+        choice=read_choice(said.choice, model=said.model, target=said.target),
     )
 
 

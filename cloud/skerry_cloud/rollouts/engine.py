@@ -88,6 +88,10 @@ class Rollouts:
             task.cancel()
         await asyncio.gather(*every, return_exceptions=True)
 
+    async def seen(self) -> dict[str, Device]:
+        """Return every device with what is known of it this moment, by id."""
+        return {each.id: each for each in await self._roster.devices()}
+
     # What operators ask.
 
     async def begin(

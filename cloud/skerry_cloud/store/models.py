@@ -98,6 +98,7 @@ class Report:
     serving: str
     serving_digest: str
     at: float
+    choice: Mapping[str, Any] = field(default_factory=dict)  # models.choices
 
 
 # Models and versions.
@@ -362,7 +363,9 @@ def keep_report(connection: sa.Connection, report: Report) -> bool:
     values = {name: getattr(report, name) for name in Report.__dataclass_fields__}
     connection.execute(device_models.delete().where(*same))
     connection.execute(
-        device_models.insert().values(**{**values, "readings": dict(report.readings)})
+        device_models.insert().values(
+            **{**values, "readings": dict(report.readings), "choice": dict(report.choice)}
+        )
     )
     return True
 

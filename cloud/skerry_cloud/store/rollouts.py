@@ -19,7 +19,7 @@ from skerry_cloud.rollouts.lifecycle import (
     advance,
     follows,
 )
-from skerry_cloud.store.tables import rollout_devices, rollout_events, rollouts
+from skerry_cloud.store.tables import assignments, rollout_devices, rollout_events, rollouts
 
 EVENTS_PAGE = 1000
 
@@ -229,6 +229,8 @@ def move(
         if not follows(member.state, state):
             return False
         fresh |= {"state": state.value, "changed_at": now}
+        if state in {DeviceState.ASKED, DeviceState.REVERTING}:
+            fresh["asked_at"] = None  # it has yet to be told
         data = {"from": member.state.value, "to": state.value, "why": why[:500]}
         note(
             connection,
@@ -249,6 +251,27 @@ def move(
         .values(**fresh)
     )
     return True
+
+
+def note_asked(connection: sa.Connection, told: Mapping[DeviceId, float]) -> None:
+    """Note when devices took the word that asks them, where that is not known yet."""
+    if not told:
+        return
+    assigned = sa.exists().where(
+        assignments.c.device == rollout_devices.c.device,
+        assignments.c.rollout == rollout_devices.c.rollout,
+    )
+    connection.execute(
+        rollout_devices.update()
+        .where(
+            rollout_devices.c.device == sa.bindparam("which"),
+            rollout_devices.c.state != DeviceState.WAITING.value,
+            rollout_devices.c.asked_at.is_(None),
+            assigned,  # it may be further by now than when it was told
+        )
+        .values(asked_at=sa.bindparam("told_at")),
+        [{"which": device, "told_at": at} for device, at in told.items()],
+    )
 
 
 def owner(connection: sa.Connection, member: RolloutDevice) -> str:

@@ -346,6 +346,8 @@ device_models = sa.Table(
     sa.Column("serving", sa.String(300), nullable=False, default=""),
     sa.Column("serving_digest", sa.String(64), nullable=False, default=""),
     sa.Column("at", sa.Float, nullable=False),
+    # Which variant it serves and why, with what it measured of each (models.choices).
+    sa.Column("choice", sa.JSON, nullable=False, default=dict),
 )
 
 rollouts = sa.Table(

@@ -1,6 +1,7 @@
 """`skerry devices`: who is in the fleet, who may join, and who is held back."""
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -15,11 +16,13 @@ from skerry_devices.output import (
     ago,
     ahead,
     clock,
+    console,
     done,
     labels,
     show_list,
     show_one,
     size,
+    table,
 )
 from skerry_devices.waiting import Timeout, duration, until
 
@@ -94,7 +97,10 @@ def show_device(device: Device, output: Output = Format.TABLE) -> None:
 
     with connect() as client:
         found = client.get(at("devices", device))
-    show_one(found, _rows(found), output)
+        models = client.items(at("devices", found["id"], "models"))
+    show_one({**found, "models": models}, _rows(found), output)
+    if output is Format.TABLE:
+        _show_models(models)
 
 
 @app.command("invite")
@@ -367,6 +373,50 @@ def _stated(device: Item) -> list[tuple[str, str]]:
     if why := (device.get("heartbeat") or {}).get("labels_refused"):
         rows.append(("", f"some that the device states were left out: {why}"))
     return rows
+
+
+def _show_models(models: list[dict[str, Any]]) -> None:
+    """Print what a device serves, and of what it chose that."""
+    if models:
+        print()
+        console().print(table(MODELS, models))
+    for each in models:
+        if rows := each["choice"].get("rows"):
+            print(f"\n{each['model']}: serves {_file(each['choice']['serves'])}: ", end="")
+            print(each["choice"]["why"])
+            marked = [{**row, "serves": row["target"] == each["choice"]["serves"]} for row in rows]
+            console().print(table(CANDIDATES, marked))
+
+
+def _file(target: str) -> str:
+    return target.rpartition("/")[2] or "-"
+
+
+def _figure(row: Item, name: str, form: Callable[[float], str]) -> str:
+    return form(row[name]) if name in row else "-"
+
+
+def _energy(row: Item) -> str:
+    guess = " (estimated)" if row.get("energy_source") == "estimated" else ""
+    return _figure(row, "energy_j", "{:.3g} J".format) + guess
+
+
+MODELS = (
+    Column("model", lambda m: str(m["model"]), least=16),
+    Column("phase", lambda m: str(m["phase"])),
+    Column("serves", lambda m: m["serving"] or "-", least=20),
+    Column("since", lambda m: ago(m["at"]), spare=1),
+    Column("why", lambda m: m["why"] or "-", least=20),
+)
+CANDIDATES = (
+    Column("", lambda r: "*" if r["serves"] else ""),
+    Column("candidate", lambda r: _file(r["target"]), least=20),
+    Column("accuracy", lambda r: _figure(r, "accuracy", "{:.4f}".format)),
+    Column("p95", lambda r: _figure(r, "latency_s", lambda s: f"{s * 1e3:.3g} ms")),
+    Column("energy", _energy, least=10),
+    Column("memory", lambda r: _figure(r, "memory_bytes", size)),
+    Column("note", lambda r: r["bad"] or ("on the Pareto front" if r["pareto"] else ""), least=18),
+)
 
 
 def _float(value: object) -> float | None:

@@ -37,7 +37,8 @@ DEVICE_COLUMNS = (
     Column("state", lambda d: str(d["state"])),
     Column("readings", lambda d: _readings(d), least=18),  # noqa: PLW0108
     Column("since", lambda d: ago(d["changed_at"]) if d["changed_at"] else "-", spare=1),
-    Column("why", lambda d: d["why"] or "-", least=20),
+    Column("serves", lambda d: _serves(d), least=16, spare=2),  # noqa: PLW0108
+    Column("why", lambda d: _device_why(d), least=20),  # noqa: PLW0108
 )
 
 
@@ -262,6 +263,29 @@ def _counts(rollout: Any) -> str:
 def _why(rollout: Any) -> str:
     waiting = rollout.get("waiting") or {}
     return str(waiting.get("why") or rollout["why"] or "-")
+
+
+def _serves(device: Any) -> str:
+    """Return which of the version's variants a device chose; `-`: there was no choice."""
+    choice = device.get("choice") or {}
+    if not choice.get("serves"):
+        return "-"
+    return f"{choice['serves'].rpartition('/')[2]}: {choice['why']}"
+
+
+def _device_why(device: Any) -> str:
+    """Return why a device is in its state, or what it is waited for."""
+    why = device["why"] or "-"
+    if device["state"] not in {"asked", "reverting"} or "asked_at" not in device:
+        return str(why)
+    here = device["connected"]
+    seen = "it is here" if here else f"away, last seen {ago(device['last_seen_at'])}"
+    if not device["asked_at"]:
+        return f"not told yet: {seen}"
+    told = f"told {ago(device['asked_at'])}"
+    if device["phase"]:
+        return f"{told}, {device['phase']}" + (f": {why}" if device["why"] else "")
+    return f"{told}, no answer: {seen}"
 
 
 def _readings(device: Any) -> str:

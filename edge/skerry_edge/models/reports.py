@@ -35,6 +35,8 @@ class Reports:
         """Keep reports in `folder`; `now` is the clock that deadlines are in."""
         self._folder, self._sender, self._now = folder, sender, now
         self._newest: dict[str, dict[str, Any]] = {}
+        self.choice: Callable[[str, str], models_pb2.Choice | None] = lambda _model, _digest: None
+        """What was chosen of a model's release with a digest, where there was a choice."""
         self._wake = asyncio.Event()
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.json"):
@@ -76,6 +78,18 @@ class Reports:
         self._keep(report)
         self._wake.set()
 
+    def again(self, model: str) -> None:
+        """Report once more what holds: the choice among a release's variants has changed."""
+        held = self._newest.get(model)
+        if held is not None:
+            self._newest[model] = report = {
+                **held,
+                "sequence": int(held["sequence"]) + 1,
+                "sent": False,
+            }
+            self._keep(report)
+            self._wake.set()
+
     def _keep(self, report: Mapping[str, Any]) -> None:
         # A full disk loses no more than the word itself, and only if the power fails as well.
         with contextlib.suppress(OSError):
@@ -105,6 +119,7 @@ class Reports:
             unix_time_s=report["unix_s"],
             serving=report["serving"],
             serving_digest=bytes.fromhex(report["serving_digest"]),
+            choice=await asyncio.to_thread(self.choice, report["model"], report["digest"]),
         ).SerializeToString()
         parcel = Parcel(
             id=ParcelId(f"report-{report['model']}-{report['sequence']}"),

@@ -147,6 +147,8 @@ class Updates:
             group.create_task(self.reports.run(), name="reports")
             group.create_task(self._work(), name="updates")
             if isinstance(self._service, Variants):
+                self.reports.choice = self._service.choice
+                self._service.on_change = self.reports.again
                 choosing = self._service.run(
                     self._variant, self._on_trial, self._turn, self._blobs.remove
                 )

@@ -21,6 +21,7 @@ from skerry_protos.artefacts import RUNTIMES, VARIANTS, TargetPath, unwell
 from skerry_protos.errors import DeadlineError, LinkError, SkerryError, TrustError
 from skerry_protos.messages import BlobRef, Digest
 from skerry_protos.packing import unpack_artefact
+from skerry_protos.v1 import models_pb2
 
 from skerry_edge.models import SelfTest, Service
 from skerry_edge.models.choice import ChoiceTable, Row, choose, pareto
@@ -72,6 +73,8 @@ class Variants:
         self._table, self._profile = table, profile
         self._capabilities, self._source = frozenset(capabilities), energy_source
         self._sparing, self.journal = sparing, journal
+        self.on_change: Callable[[str], None] = lambda _: None
+        """Told a model's name when its table has changed and the choice is made."""
         self._models: dict[str, _Model] = {}
         self._wake = asyncio.Event()
 
@@ -103,6 +106,10 @@ class Variants:
         found.unwell = wrong
         self._wake.set()
         return {}
+
+    def choice(self, model: str, release: str) -> models_pb2.Choice | None:
+        """Return what was chosen of the release with this digest, where there was a choice."""
+        return choice_of(self._folder.parent, model, release)
 
     # Choosing.
 
@@ -270,10 +277,31 @@ class Variants:
         if read_json(self._file(model)) == table:
             return
         write_json(self._file(model), table)
+        if found.why:
+            self.on_change(model)
         wanted = {row.digest[:16] for row in found.rows}
         for folder in self._file(model).parent.glob("*/"):
             if folder.name not in wanted:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def choice_of(home: Path, model: str, release: str) -> models_pb2.Choice | None:
+    """Return the kept table of a model as it is reported; None without one for this release."""
+    table = read_json(home / FOLDER / model / TABLE)
+    try:
+        if not isinstance(table, dict) or table["release"] != release:
+            return None
+        rows = [Row.parse(each) for each in table["rows"]]
+        best = {str(each["digest"]) for each in table["rows"] if each["pareto"]}
+        serves = next((row.target for row in rows if row.digest == table["serving"]), "")
+        made = models_pb2.Choice(serves=serves, why=str(table["why"])[:200])
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return None
+    for row in rows:
+        said = row.to_json()
+        del said["digest"]
+        made.candidates.add(**{**said, "bad": row.bad[:200], "pareto": row.digest in best})
+    return made
 
 
 def _bad(release: Release, why: str) -> Row:

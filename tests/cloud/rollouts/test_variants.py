@@ -8,21 +8,26 @@ from typing import Any
 
 import pytest
 from skerry_cloud.models import updates
+from skerry_cloud.models.choices import read_choice
 from skerry_cloud.models.director import word
 from skerry_cloud.rollouts.lifecycle import RolloutState
+from skerry_cloud.store import models as kept_models
+from skerry_cloud.store import rollouts as kept
 from skerry_cloud.store.models import Assignment
 from skerry_edge.inference.selftest import Trials
 from skerry_edge.models import Service
 from skerry_edge.models.choice import ChoiceTable
 from skerry_edge.models.variants import Variants
 from skerry_protos.artefacts import VARIANTS
+from skerry_protos.errors import RejectedError
 from skerry_protos.messages import DeviceId, Digest, digest_of
+from skerry_protos.v1 import models_pb2
 
 from tests.artefacts import packed
 from tests.cloud.rollouts.conftest import QUICK, ended, serving, slots_of, story
 from tests.cloud.rollouts.test_bad_models import Served
 from tests.edge.models.repositories import Repo, View
-from tests.fleet import small_fleet
+from tests.fleet import SmallFleet, small_fleet
 from tests.signed import begin_repository
 
 
@@ -73,7 +78,74 @@ async def test_a_device_serves_the_variant_that_suits_it_and_the_rollout_stands(
             "a-slow.zip",
             "b-fast.zip",
         }
+        choice = await _choice(fleet, "b-fast.zip")
+        assert choice["why"].startswith("least latency of 2")
+        rows = {row["target"].rpartition("/")[2]: row for row in choice["rows"]}
+        assert rows.keys() == {"a-slow.zip", "b-fast.zip"}
+        assert rows["b-fast.zip"]["latency_s"] < rows["a-slow.zip"]["latency_s"]
+        assert rows["b-fast.zip"]["accuracy"] == 1.0
+        members = await fleet.store.read(lambda c: kept.members(c, rollout.id))
+        assert [each.state.value for each in members] == ["live"]
+        assert members[0].asked_at is not None
         await fleet.stop("d1")
+
+
+async def _choice(fleet: SmallFleet, serves: str) -> dict[str, Any]:
+    """Wait until the coordinator knows that d1 serves a variant; return the choice."""
+    async with asyncio.timeout(20):
+        while True:
+            for each in await fleet.store.read(lambda c: kept_models.reports(c, device="d1")):
+                if str(each.choice.get("serves", "")).endswith(f"/{serves}"):
+                    return dict(each.choice)
+            await asyncio.sleep(0.05)
+
+
+def said(*targets: str, **row: Any) -> models_pb2.Choice:
+    return models_pb2.Choice(
+        serves=targets[-1],
+        why="least latency",
+        candidates=[models_pb2.Candidate(target=each, **row) for each in targets],
+    )
+
+
+RELEASE, VARIANT = "stable/tiny/1/a.zip", "stable/tiny/1/b.zip"
+
+
+def test_a_devices_choice_is_kept_without_what_is_no_number() -> None:
+    row = {"accuracy": float("nan"), "latency_s": 1e300, "energy_j": 2.0, "memory_bytes": 3.0}
+    bad = "x" * 1000 + "\x1b[31m"
+    found = read_choice(
+        said(RELEASE, VARIANT, bad=bad, energy_source="moonlight", **row),
+        model="tiny",
+        target=RELEASE,
+    )
+    assert (found["serves"], found["why"]) == (VARIANT, "least latency")
+    (first, _) = found["rows"]
+    assert first == {
+        "target": RELEASE,
+        "energy_j": 2.0,
+        "memory_bytes": 3.0,
+        "bad": "x" * 200,
+        "pareto": False,
+    }
+    assert read_choice(models_pb2.Choice(), model="tiny", target=RELEASE) == {}
+    unknown = models_pb2.Choice(serves=VARIANT, candidates=said(RELEASE).candidates)
+    assert read_choice(unknown, model="tiny", target=RELEASE)["serves"] == ""
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        said(*[f"stable/tiny/1/{each}.zip" for each in range(10)]),
+        said("stable/other/1/a.zip"),
+        said("stable/tiny/2/a.zip"),
+        said("../../etc/passwd"),
+        said(""),
+    ],
+)
+def test_a_choice_among_other_things_is_refused(choice: models_pb2.Choice) -> None:
+    with pytest.raises(RejectedError):
+        read_choice(choice, model="tiny", target=RELEASE)
 
 
 async def test_a_word_without_room_for_variants_still_says_what_to_serve(
