@@ -1,9 +1,11 @@
 """What devices sent that no run takes: counted by run, device and reason, and named in its journal.
 
 The journal hears of the first at once, of more together and ever less often: a flood of them costs
-a few lines. What it has not heard yet is in memory; `rows` adds both up.
+a few lines. What it has not heard yet is in memory, for LONGEST_GAP_S at most; `rows` adds both up.
 """
 
+import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -19,6 +21,8 @@ from skerry_cloud.runs.tasks import shown
 from skerry_cloud.runs.world import World
 from skerry_cloud.store import runs as kept
 from skerry_cloud.store.runs import Event
+
+log = logging.getLogger(__name__)
 
 KIND = "unwanted"
 FIRST_GAP_S = 1.0
@@ -79,6 +83,8 @@ class Unwanted:
     def __init__(self, world: World) -> None:
         self._world = world
         self._counts: OrderedDict[Key, _Count] = OrderedDict()
+        self._due: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
 
     async def note(
         self, run: RunId, device: DeviceId, reason: Reason, why: str, *, round_: int = 0
@@ -97,6 +103,7 @@ class Unwanted:
         found.left += 1
         found.why, found.round, found.at = shown(why, WHY_LIMIT), round_, time.time()
         if (now := time.monotonic()) < found.due:
+            self._expect(found.due - now)
             return False
         found.due, found.gap_s = now + found.gap_s, min(LONGEST_GAP_S, 2 * found.gap_s)
         return True
@@ -127,7 +134,40 @@ class Unwanted:
 
     async def write_all(self) -> None:
         """Journal everything: the coordinator stops."""
+        if self._due is not None:
+            self._due.cancel()
+        if self._writing is not None:
+            await asyncio.wait({self._writing})
         await self.write(*self._counts)
+
+    def _expect(self, in_s: float) -> None:
+        """Have what was counted journalled then, also when nothing more comes."""
+        loop = asyncio.get_running_loop()
+        if self._due is not None and self._due.when() <= loop.time() + in_s:
+            return
+        if self._due is not None:
+            self._due.cancel()
+        self._due = loop.call_later(in_s, self._begin_writing)
+
+    def _begin_writing(self) -> None:
+        self._due = None
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_due(), name="unwanted")
+        else:
+            self._expect(FIRST_GAP_S)
+
+    async def _write_due(self) -> None:
+        now = time.monotonic()
+        due = [key for key, one in self._counts.items() if one.left and one.due <= now]
+        for key in due:
+            found = self._counts[key]
+            found.due, found.gap_s = now + found.gap_s, min(LONGEST_GAP_S, 2 * found.gap_s)
+        try:
+            await self.write(*due)
+        except SkerryError as error:
+            log.warning("what devices sent unasked could not be journalled: %s", error)
+        if later := [one.due for one in self._counts.values() if one.left]:
+            self._expect(max(0.0, min(later) - time.monotonic()))
 
     async def rows(self, run: RunId) -> list[dict[str, Any]]:
         """Return what was not taken for a run, by device and reason."""

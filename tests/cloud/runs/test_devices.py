@@ -174,6 +174,24 @@ async def test_replies_that_nobody_waits_for(fleet: SmallFleet) -> None:
     assert sum(e["data"]["times"] for e in written if e["device"] == "two") == 501 + 3 + 1
 
 
+async def test_what_was_only_counted_is_journalled_though_nothing_more_comes(
+    fleet: SmallFleet,
+) -> None:
+    run = await fleet.train(HALVES, rounds=1)
+    for number in range(50):
+        with pytest.raises(RejectedError):
+            await fleet.runs.reply(DeviceId("two"), reply_parcel(run.id, f"task-{number}", b""))
+
+    async def journalled() -> int:
+        return sum(each["data"]["times"] for each in await fleet.events(run, "unwanted"))
+
+    async with asyncio.timeout(10):
+        while await journalled() < 50:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert await journalled() == 50
+    assert len(await fleet.events(run, "unwanted")) <= 4
+
+
 async def test_a_reply_that_names_another_round_is_refused_by_name(fleet: SmallFleet) -> None:
     run = await fleet.begin(HALVES, rounds=1, run_config={"bad": "slow"})
     conductor = fleet.runs.under_way(run.id)
