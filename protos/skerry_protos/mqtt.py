@@ -22,6 +22,8 @@ from urllib.parse import urlsplit
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from skerry_protos.errors import ConfigError, LinkError
 
@@ -126,6 +128,8 @@ class BrokerConnection(aiomqtt.Client):
         self._deliver = on_message
         self._on_lost = on_lost
         self._announced: int | None = None
+        self._newest = version is aiomqtt.ProtocolVersion.V5
+        self._retains = True
         self._thread = threading.get_ident()
         self._writes_itself = False
         self._room = asyncio.Event()
@@ -140,6 +144,11 @@ class BrokerConnection(aiomqtt.Client):
     def secure(self) -> bool:
         """Whether this is TLS."""
         return self._address.tls is not None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the broker keeps messages, and forgets them by itself after a time (MQTT 5)."""
+        return self._newest and self._retains
 
     @property
     def chunk(self) -> int:
@@ -182,8 +191,11 @@ class BrokerConnection(aiomqtt.Client):
         self._end("the connection was closed")
         self._drop()
 
-    async def push(self, topic: str, packet: bytes) -> None:
+    async def push(self, topic: str, packet: bytes, *, keep_s: int = 0) -> None:
         """Send one packet at QoS 0, waiting for room first; raise LinkError once it is lost.
+
+        With `keep_s` the broker keeps it for who subscribes later, an empty one instead of what it
+        kept; a broker of MQTT 3.1.1 keeps it until then.
 
         Not to be called from within `on_message`: paho cannot write there.
         """
@@ -196,7 +208,7 @@ class BrokerConnection(aiomqtt.Client):
                     await self._room.wait()
         self._writes_itself = True
         try:
-            self.push_now(topic, packet)
+            self.push_now(topic, packet, keep_s=keep_s)
         finally:
             self._writes_itself = False
         self._write()
@@ -209,12 +221,16 @@ class BrokerConnection(aiomqtt.Client):
         left = sum(packet["to_process"] for packet in waiting)
         return len(waiting) >= BUFFERED or left >= BUFFER
 
-    def push_now(self, topic: str, packet: bytes) -> None:
+    def push_now(self, topic: str, packet: bytes, *, keep_s: int = 0) -> None:
         """Send one packet at QoS 0 without waiting."""
         if self.lost.is_set():
             raise LinkError(self.why)
+        lasting: Any = None
+        if keep_s and self._newest:
+            lasting = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            lasting.MessageExpiryInterval = keep_s
         try:
-            info = self._client.publish(topic, packet)
+            info = self._client.publish(topic, packet, retain=keep_s > 0, properties=lasting)
         except (ValueError, OSError) as error:
             raise LinkError(f"{self._address}: {error}") from error
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
@@ -255,10 +271,18 @@ class BrokerConnection(aiomqtt.Client):
             asking.cancel()
             lost.cancel()
 
-    def ignore(self, topic: str) -> None:
-        """Unsubscribe from a topic, without waiting for the broker's word."""
-        if not self.lost.is_set():
-            self._client.unsubscribe(topic)
+    def listen_now(self, *topics: str) -> None:
+        """Subscribe to topics at QoS 0, without waiting for the broker's word.
+
+        To one listened to already: then the broker sends what it keeps there once more.
+        """
+        if topics and not self.lost.is_set():
+            self._client.subscribe([(topic, 0) for topic in topics])
+
+    def ignore(self, *topics: str) -> None:
+        """Unsubscribe from topics, without waiting for the broker's word."""
+        if topics and not self.lost.is_set():
+            self._client.unsubscribe(list(topics))
 
     # --- what paho calls, in the event loop
 
@@ -266,6 +290,7 @@ class BrokerConnection(aiomqtt.Client):
         self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None
     ) -> None:
         self._announced = getattr(properties, "MaximumPacketSize", None)
+        self._retains = bool(getattr(properties, "RetainAvailable", 1))
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
     def _on_disconnect(
@@ -276,6 +301,12 @@ class BrokerConnection(aiomqtt.Client):
                 self._connected.set_exception(aiomqtt.MqttError("the broker closed the connection"))
             return
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
+    def _on_subscribe(
+        self, client: Any, userdata: Any, mid: int, reason_codes: Any, properties: Any = None
+    ) -> None:
+        if mid in self._pending_subscribes:  # else of `listen_now`, which nobody waits for
+            super()._on_subscribe(client, userdata, mid, reason_codes, properties)
 
     def _on_unsubscribe(self, *args: Any) -> None:
         """Take the answer to `ignore`, which nobody waits for."""

@@ -17,12 +17,15 @@ COORDINATOR: Final = "skerry-coordinator"
 STATUS: Final = f"{ROOT}/coordinator"
 """Retained: the coordinator's epoch in decimal; empty (its last will) while it is away."""
 
+KEPT_SIZE: Final = 64 * 1024**2
+"""Largest blob whose chunks a broker is asked to keep for devices that begin to listen late."""
+
 UP_ALL: Final = f"{ROOT}/up/+"
 CAST_ALL: Final = f"{ROOT}/cast/+"
 
 _UP_PREFIX: Final = f"{ROOT}/up/"
 _DEVICE: Final = re.compile(DEVICE_ID_PATTERN)
-_CAST: Final = re.compile(rf"{ROOT}/cast/[0-9a-f]{{64}}")
+_CAST: Final = re.compile(rf"{ROOT}/cast/[0-9a-f]{{64}}(/[0-9]{{1,12}})?")
 
 
 class Action(StrEnum):
@@ -45,6 +48,11 @@ def down(device: DeviceId | str) -> str:
 def cast(digest: Digest) -> str:
     """Return the topic on which a blob's chunks are broadcast."""
     return f"{ROOT}/cast/{digest}"
+
+
+def kept(digest: Digest, offset: int) -> str:
+    """Return the topic on which a broker keeps (retains) one chunk of a broadcast blob."""
+    return f"{cast(digest)}/{offset}"
 
 
 def sender(topic: str) -> DeviceId | None:

@@ -1,16 +1,25 @@
 """Which chunks are published once for all, and which are sent to one device alone."""
 
 import pytest
-from skerry_cloud.fleets.casting import FRESH_S, GATHER_S, IDLE_S, LONGEST_S, Cast
+from skerry_cloud.fleets.casting import (
+    FRESH_S,
+    GATHER_S,
+    IDLE_S,
+    KEPT_S,
+    LONGEST_S,
+    MERGE_S,
+    MERGED,
+    Cast,
+)
 from skerry_protos.messages import BlobRef, DeviceId, Digest
 
 A, B, C, D = (DeviceId(name) for name in "abcd")
 CHUNK = 65536
 
 
-def cast_to(*devices: DeviceId) -> Cast:
-    cast = Cast(BlobRef(digest=Digest("ab" * 32), size=10 * CHUNK))
-    cast.add(devices, 100.0)
+def cast_to(*devices: DeviceId, keep: bool = False, deaf: tuple[DeviceId, ...] = ()) -> Cast:
+    cast = Cast(BlobRef(digest=Digest("ab" * 32), size=10 * CHUNK), keep=keep)
+    cast.add(devices, 100.0, deaf)
     return cast
 
 
@@ -26,8 +35,8 @@ def ask(
 def published(cast: Cast, now: float) -> list[int]:
     """Publish what may be now; return its numbers."""
     found = []
-    while (offset := cast.take(now)) is not None:
-        found.append(offset // CHUNK)
+    while (taken := cast.take(now)) is not None:
+        found.append(taken[0] // CHUNK)
     return found
 
 
@@ -60,13 +69,75 @@ def test_publishing_begins_at_once_when_all_listen() -> None:
     assert published(cast, 100.02) == [0]
 
 
-def test_a_repair_goes_to_the_one_that_asks() -> None:
-    cast = cast_to(A, B)
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_many_missed_is_published_once_more_for_all_of_them(keep: bool) -> None:
+    devices = [DeviceId(f"dev-{number}") for number in range(50)]
+    cast = cast_to(*devices, keep=keep)
+    for device in devices:
+        ask(cast, device, 0, 1, 2, now=100.0)
+    assert published(cast, 100.0) == [0, 1, 2]
+    for number, device in enumerate(devices):
+        assert ask(cast, device, number % 2, now=101.0 + 0.001 * number, repair=True) == []
+    assert published(cast, 101.0 + MERGE_S / 2) == []
+    assert cast.wait_s(101.05) == pytest.approx(MERGE_S - 0.05)
+    assert published(cast, 101.01 + MERGE_S) == [0, 1]
+
+
+def test_who_misses_a_chunk_again_and_again_gets_it_alone() -> None:
+    cast, now = cast_to(A, B), 101.0
     ask(cast, A, 0, now=100.0)
     ask(cast, B, 0, now=100.0)
     assert published(cast, 100.0) == [0]
-    assert ask(cast, B, 0, now=101.0, repair=True) == [0]
-    assert published(cast, 101.0) == []
+    for _ in range(MERGED):
+        assert ask(cast, B, 0, now=now, repair=True) == []
+        now += 1.0
+        assert published(cast, now) == [0]
+    assert ask(cast, B, 0, now=now, repair=True) == [0]
+    assert published(cast, now + 1.0) == []
+
+
+def test_what_the_broker_keeps_is_published_at_once_and_never_again() -> None:
+    devices = [DeviceId(f"dev-{number}") for number in range(200)]
+    cast, now = cast_to(*devices, keep=True), 100.0
+    for device in devices:
+        now += 1.0  # they come over minutes
+        assert ask(cast, device, *range(10), now=now) == []
+        assert published(cast, now) == (list(range(10)) if device == "dev-0" else [])
+
+
+def test_what_the_broker_kept_for_long_or_lost_is_published_again() -> None:
+    cast = cast_to(A, B, keep=True)
+    ask(cast, A, 0, now=100.0)
+    assert published(cast, 100.0) == [0]
+    assert ask(cast, B, 0, now=101.0 + KEPT_S) == []
+    assert published(cast, 101.0 + KEPT_S) == [0]
+    cast.lose()
+    assert ask(cast, B, 0, now=102.0 + KEPT_S) == []
+    assert published(cast, 102.0 + KEPT_S) == [0]
+
+
+def test_nothing_is_kept_while_a_device_is_there_that_would_not_hear_it() -> None:
+    cast = cast_to(A, B, C, keep=True, deaf=(C,))
+    ask(cast, A, 0, now=100.0)
+    assert cast.take(100.0) is None  # it waits for the others
+    ask(cast, B, 0, now=100.01)
+    ask(cast, C, 0, now=100.02)
+    assert cast.take(100.02) == (0, False)
+    cast.leave(C)
+    ask(cast, A, 1, now=101.0)
+    assert cast.take(101.0) == (CHUNK, True)
+    assert ask(cast, B, 1, now=103.0) == []
+    assert ask(cast, C, 1, now=104.0) == [1]  # it comes back, and has not heard it
+
+
+def test_a_blob_that_is_not_kept_any_more_is_cast_as_where_nothing_is() -> None:
+    cast = cast_to(A, B, keep=True)
+    ask(cast, A, 0, 1, now=100.0)
+    assert published(cast, 100.0) == [0, 1]
+    assert cast.release() == [0, CHUNK]
+    assert ask(cast, B, 0, now=101.0) == [0]
+    ask(cast, B, 2, now=101.0)
+    assert cast.take(101.0) == (2 * CHUNK, False)
 
 
 def test_a_device_that_was_not_named_is_served_alone() -> None:

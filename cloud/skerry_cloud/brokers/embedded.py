@@ -281,10 +281,26 @@ class _Broker(AmqttBroker):  # type: ignore[misc]
         client = self._clients.get(session.client_id)
         if client is None or all(other is not session for other, _ in subscribers):
             return
-        for topic, kept in self._retained_messages.items():
-            if self._matches(topic, wanted):
-                packet = PublishPacket.build(topic, bytes(kept.data), None, False, 0, True)
-                client[1].write(packet.to_bytes())
+        limit = UNREAD_COORDINATOR if session.username == COORDINATOR else UNREAD_DEVICE
+        exact = not set(wanted) & set("#+")
+        for topic in (wanted,) if exact else tuple(self._retained_messages):
+            kept = self._retained_messages.get(topic)
+            if kept is not None and self._matches(topic, wanted):
+                packet = PublishPacket.build(
+                    topic, bytes(kept.data), None, False, 0, True
+                ).to_bytes()
+                if client[1].unread + len(packet) <= limit:
+                    client[1].write(packet)
+
+    async def _handle_unsubscription(
+        self, client_session: Any, handler: Any, unsubscribe_waiter: asyncio.Future[Any]
+    ) -> None:
+        # amqtt keeps a filter that nobody has any more until the next client leaves; each blob
+        # has filters of its own.
+        await super()._handle_unsubscription(client_session, handler, unsubscribe_waiter)
+        for topic in unsubscribe_waiter.result().topics:
+            if not self._subscriptions.get(topic, True):
+                del self._subscriptions[topic]
 
     async def _topic_filtering(self, session: Any, topic: str, action: Any) -> bool:  # noqa: ARG002
         return True  # decided in add_subscription and _handle_message_delivery

@@ -15,18 +15,16 @@ from typing import Any, Self
 
 import aiomqtt
 from skerry_protos.errors import LinkError, PeerError, RefusalCode, RefusedError
-from skerry_protos.messages import BlobRef, DeviceId, Digest
-from skerry_protos.mqtt import CHUNK, Address, BrokerConnection, connect
-from skerry_protos.partials import STEP
+from skerry_protos.messages import BlobRef, DeviceId
+from skerry_protos.mqtt import Address, BrokerConnection, connect
 from skerry_protos.seams import Blobs
-from skerry_protos.session import Inflow, Limits, chunk_packet, unpack_all
+from skerry_protos.session import Inflow, Limits, unpack_all
 from skerry_protos.session.handshake import refusal
-from skerry_protos.topics import COORDINATOR, STATUS, UP_ALL, cast, down, sender
-from skerry_protos.v1 import fleet_pb2 as pb
+from skerry_protos.topics import COORDINATOR, STATUS, UP_ALL, down, sender
 
 from skerry_cloud.brokers import Broker, client_context
 from skerry_cloud.fleets import Gate
-from skerry_cloud.fleets.casting import Cast
+from skerry_cloud.fleets.caster import Caster
 from skerry_cloud.fleets.sessions import Sessions, Visit
 
 log = logging.getLogger(__name__)
@@ -77,6 +75,7 @@ class MqttFleet(Sessions):
         ping_s: float = 10.0,
         most: int = 10_000,
     ) -> None:
+        self._caster = Caster(blobs, lambda: self._connection)
         super().__init__(
             gate=gate,
             blobs=blobs,
@@ -87,7 +86,7 @@ class MqttFleet(Sessions):
             resume_s=resume_s,
             ping_s=ping_s,
             most=most,
-            on_blob_request=self._asked,
+            on_blob_request=self._caster.ask,
         )
         self._broker = broker
         self._connection: BrokerConnection | None = None
@@ -96,8 +95,6 @@ class MqttFleet(Sessions):
         self._tasks: set[asyncio.Task[None]] = set()
         self._greeting: dict[DeviceId, bytes | None] = {}
         self._refused_s: dict[DeviceId, float] = {}
-        self._casts: dict[Digest, Cast] = {}
-        self._publishing = asyncio.Event()
 
     @property
     def pushed(self) -> int:
@@ -112,7 +109,7 @@ class MqttFleet(Sessions):
             host, port = self._broker.address
             raise LinkError(f"the broker at {host}:{port} does not answer") from None
         self._keeper = asyncio.create_task(self._keep(connection), name="mqtt fleet")
-        self._publisher = asyncio.create_task(self._publish_casts(), name="mqtt casts")
+        self._publisher = asyncio.create_task(self._caster.run(), name="mqtt casts")
         return self
 
     async def __aexit__(
@@ -129,6 +126,7 @@ class MqttFleet(Sessions):
         await self.close()
         if self._connection is not None:
             with contextlib.suppress(LinkError):
+                await self._caster.close()
                 await self._connection.announce(STATUS, b"", retain=True)
             await self._connection.close()
 
@@ -150,6 +148,8 @@ class MqttFleet(Sessions):
         except BaseException:
             await connection.close()
             raise
+        # A broker that does not forget by itself must be one that ends with us.
+        self._caster.keeps = connection.keeps or self._broker.kind == "embedded"
         return connection
 
     async def _keep(self, connection: BrokerConnection) -> None:
@@ -161,6 +161,7 @@ class MqttFleet(Sessions):
             await connection.close()
             for visit in list(self._visits.values()):
                 await self.leave(visit, "the connection to the broker was lost")
+            self._caster.lose()
             while True:
                 await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
                 wait_s = min(wait_s * 2, BACKOFF_S[1])
@@ -256,8 +257,7 @@ class MqttFleet(Sessions):
     async def leave(self, visit: Visit, why: str) -> None:
         if isinstance(visit.wire, MqttWire):
             visit.wire.end()
-        for cast_ in self._casts.values():
-            cast_.leave(visit.device)
+        self._caster.leave(visit.device)
         await super().leave(visit, why)
 
     async def dismiss(self, device: DeviceId, code: str, message: str) -> None:
@@ -271,56 +271,6 @@ class MqttFleet(Sessions):
 
     def cast(self, ref: BlobRef, devices: Iterable[DeviceId]) -> None:
         """Publish the blob's chunks once for these devices when they ask; see casting.py."""
-        now = asyncio.get_running_loop().time()
-        for digest in [d for d, known in self._casts.items() if known.idle(now)]:
-            del self._casts[digest]
-        here = self._visits.keys() & set(devices)
-        if len(here) > 1:
-            self._casts.setdefault(ref.digest, Cast(ref)).add(here, now)
-
-    def _asked(self, device: DeviceId, request: pb.BlobRequest) -> list[int]:
-        """Publish what a request calls for, and return the offsets to send to the device alone."""
-        offsets = list(request.offsets)
-        known = self._casts.get(Digest(request.digest.hex()))
-        chunk = request.chunk
-        if known is None or not STEP <= chunk <= CHUNK:
-            return offsets
-        if any(offset % chunk or offset >= known.ref.size for offset in offsets):
-            return offsets
-        now = asyncio.get_running_loop().time()
-        alone = known.ask(device, chunk, offsets, repair=request.repair, now=now)
-        if known.pending:
-            self._publishing.set()
-        return alone
-
-    async def _publish_casts(self) -> None:
-        """Publish the chunks that were asked for, each when it may be, by turns."""
-        loop = asyncio.get_running_loop()
-        while True:
-            waiting = [known for known in self._casts.values() if known.pending]
-            published = False
-            for known in waiting:
-                offset = known.take(loop.time())
-                if offset is None:
-                    continue
-                published = True
-                try:
-                    await self._publish_chunk(known, offset)
-                except (LinkError, OSError) as error:  # whoever misses it asks again
-                    log.info("cast %s: %s", known.ref.digest[:12], error)
-            if not published:
-                soonest = min((known.wait_s(loop.time()) for known in waiting), default=None)
-                self._publishing.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(soonest):
-                        await self._publishing.wait()
-
-    async def _publish_chunk(self, known: Cast, offset: int) -> None:
-        path = self._blobs.path(known.ref.digest)
-        if path is None or self._connection is None:
-            return
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(known.chunk)
-        packet = chunk_packet(0, bytes.fromhex(known.ref.digest), offset, data)
-        await self._connection.push(cast(known.ref.digest), packet)
+        here = {device: self._visits[device] for device in self._visits.keys() & set(devices)}
+        deaf = {device for device, visit in here.items() if not visit.hears_kept}
+        self._caster.expect(ref, here.keys(), deaf)

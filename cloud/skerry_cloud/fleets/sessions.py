@@ -55,12 +55,14 @@ class Visit:
         close: Callable[[], None],
         nonce: int,
         welcome: pb.Frame,
+        hears_kept: bool = False,
         on_broke: Callable[[PeerError], None] = lambda _error: None,
     ) -> None:
         self.device = device
         self.session = session
         self.wire = wire
         self.nonce = nonce
+        self.hears_kept = hears_kept
         self.why = ""
         self.over = False
         self._close = close
@@ -235,6 +237,7 @@ class Sessions:
             close=close,
             nonce=greeting.nonce,
             welcome=answer,
+            hears_kept=greeting.hears_kept,
             on_broke=lambda error: self._gate.refused(device, "", error),
         )
         self._visits[device] = visit

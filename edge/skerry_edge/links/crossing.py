@@ -76,6 +76,7 @@ class Crossing:
         ping_s: float = 10.0,
         on_want: Callable[[Digest], Awaitable[None]] | None = None,
         on_unwant: Callable[[Digest], None] | None = None,
+        on_ask: Callable[[BlobRef, list[int], bool], None] | None = None,
     ) -> None:
         keep_freed_memory(KEPT_MEMORY)
         self._config = config
@@ -94,7 +95,9 @@ class Crossing:
             on_broken=self._break,
             on_want=on_want,
             on_unwant=on_unwant,
+            on_ask=on_ask,
         )
+        self.hears_kept = on_ask is not None
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name=f"link {self._config.url}")
@@ -192,6 +195,7 @@ class Crossing:
             config.agent_version,
             resume=self.session.number,
             max_packet=connection.max_received,
+            hears_kept=self.hears_kept,
         )
         welcome = None
         while welcome is None:

@@ -12,11 +12,11 @@ from types import TracebackType
 
 import aiomqtt
 from skerry_protos.errors import ConfigError, LinkError, PeerError, RefusedError, SkerryError
-from skerry_protos.messages import Digest
+from skerry_protos.messages import BlobRef, Digest
 from skerry_protos.mqtt import Address, BrokerConnection, connect, parse_url
 from skerry_protos.session import unpack
 from skerry_protos.session.handshake import HELLO_S
-from skerry_protos.topics import STATUS, cast, down, up
+from skerry_protos.topics import KEPT_SIZE, STATUS, cast, down, kept, up
 
 from skerry_edge.links import LinkConfig
 from skerry_edge.links.crossing import Crossing
@@ -88,6 +88,7 @@ class MqttLink(Crossing):
             ping_s=ping_s,
             on_want=self._want,
             on_unwant=self._unwant,
+            on_ask=self._ask,
         )
         secure, self._host, self._port = parse_url(config.url)
         if secure and config.credentials is None:
@@ -103,7 +104,7 @@ class MqttLink(Crossing):
         self._epoch = b""
         self._came = asyncio.Event()  # set while the coordinator is connected to the broker
         self._wire: MqttWire | None = None
-        self._wanted: set[Digest] = set()
+        self._wanted: dict[Digest, set[str]] = {}  # and the chunks' topics that we listen to
 
     async def __aexit__(
         self,
@@ -159,7 +160,9 @@ class MqttLink(Crossing):
             await connection.announce(self._up, b"")
             await connection.listen(self._down, STATUS)
             listened: set[Digest] = set()
-            while fresh := self._wanted - listened:
+            for topics in self._wanted.values():
+                topics.clear()
+            while fresh := self._wanted.keys() - listened:
                 listened |= fresh
                 await connection.listen(*(cast(digest) for digest in fresh))
         except BaseException:
@@ -202,15 +205,26 @@ class MqttLink(Crossing):
             self._wire.end(f"{self._config.url}: the coordinator {why}")
 
     async def _want(self, digest: Digest) -> None:
-        self._wanted.add(digest)
+        self._wanted[digest] = set()
         if self._connection is not None:
             with contextlib.suppress(LinkError):
                 await self._connection.listen(cast(digest))
 
+    def _ask(self, ref: BlobRef, offsets: list[int], again: bool) -> None:
+        """Have the broker hand over what it keeps of these chunks, now or when they come.
+
+        Each by its own name: all at once would come from the first again after every cut.
+        """
+        if self.hears_kept and ref.size <= KEPT_SIZE and self._connection is not None:
+            known = self._wanted[ref.digest]
+            topics = [kept(ref.digest, offset) for offset in offsets]
+            self._connection.listen_now(*(t for t in topics if again or t not in known))
+            known.update(topics)
+
     def _unwant(self, digest: Digest) -> None:
-        self._wanted.discard(digest)
+        topics = self._wanted.pop(digest, set())
         if self._connection is not None:
-            self._connection.ignore(cast(digest))
+            self._connection.ignore(cast(digest), *topics)
 
 
 def _is_loopback(host: str) -> bool:

@@ -35,6 +35,7 @@ class Greeting:
     resume: int
     nonce: int
     max_packet: int
+    hears_kept: bool = False
 
 
 def hello(
@@ -43,6 +44,7 @@ def hello(
     *,
     resume: int,
     max_packet: int,
+    hears_kept: bool = False,
     protocol: ProtocolVersion = PROTOCOL,
 ) -> pb.Frame:
     """Return a device's first frame; its nonce is new for each call."""
@@ -54,6 +56,7 @@ def hello(
             resume=resume,
             nonce=secrets.randbits(64),
             max_packet=max_packet,
+            hears_kept=hears_kept,
         )
     )
 
@@ -89,6 +92,7 @@ def read_hello(
         resume=said.resume,
         nonce=said.nonce,
         max_packet=said.max_packet,
+        hears_kept=said.hears_kept,
     )
 
 

@@ -85,7 +85,7 @@ class Servings:
         if len(request.offsets) > self._limits.serving:
             raise PeerError(f"{len(request.offsets)} chunks are asked for at once")
         offsets = list(request.offsets)
-        if self._on_request is not None and not request.repair:
+        if self._on_request is not None:
             offsets = self._on_request(request)
         if not offsets:
             return

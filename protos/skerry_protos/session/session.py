@@ -18,6 +18,7 @@ from skerry_protos.session.parcels import Parcels
 from skerry_protos.session.servings import Servings
 from skerry_protos.session.streams import Streams
 from skerry_protos.session.timing import RoundTrip
+from skerry_protos.session.transfer import OnAsk
 from skerry_protos.session.transfers import Transfers
 from skerry_protos.v1 import fleet_pb2 as pb
 
@@ -57,16 +58,17 @@ class Session:
         on_blob_request: Callable[[pb.BlobRequest], list[int]] | None = None,
         on_want: Callable[[Digest], Awaitable[None]] | None = None,
         on_unwant: Callable[[Digest], None] | None = None,
+        on_ask: OnAsk | None = None,
     ) -> None:
         """Begin detached.
 
         `now` is the clock that parcels' deadlines are in, the cloud's on both sides.
         `on_broken` is told when the wire must be cut: a send failed or nothing was heard for
         2.5 x `ping_s`; `on_refused` of each parcel outside its limits, with the run it names.
-        `on_blob_request` may take requests that are no repair for a broadcast; it
+        `on_blob_request` may take requests for a broadcast; it
         returns the offsets still to be sent to this peer alone. `on_want` is awaited before a blob
         is first asked for (subscribe to its broadcast), `on_unwant` is told when it is here or
-        given up.
+        given up; `on_ask` is told the chunks that are asked for (have the broker send them).
         """
         self._side = side
         self._limits = limits or Limits()
@@ -89,6 +91,7 @@ class Session:
             inflow=inflow or Inflow(),
             on_want=on_want,
             on_unwant=on_unwant,
+            on_ask=on_ask,
         )
         self._servings = Servings(blobs, self._lanes, self._limits, on_blob_request)
         self._streams = Streams(

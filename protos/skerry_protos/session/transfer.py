@@ -7,6 +7,7 @@ decrease), and chunks that keep failing are asked for in smaller pieces.
 
 import asyncio
 import zlib
+from collections.abc import Callable
 from typing import Final
 
 from skerry_protos.errors import (
@@ -36,6 +37,10 @@ STALLED_S: Final = 5.0
 """A session that gets nothing for so long lets another one that offers the blob try."""
 
 
+OnAsk = Callable[[BlobRef, list[int], bool], None]
+"""Told which chunks are asked for and which come next; or which are asked for again."""
+
+
 def chunk_of(size: int, lanes: Lanes) -> int:
     """Return the size of a blob's chunks: half of one is lost with a cut, on average."""
     share = -(-size // PARTS)
@@ -46,19 +51,26 @@ def chunk_of(size: int, lanes: Lanes) -> int:
 class _Asked:
     """One chunk that was asked for."""
 
-    __slots__ = ("at_s", "repair", "size")
+    __slots__ = ("again", "at_s", "size")
 
-    def __init__(self, size: int, at_s: float, *, repair: bool) -> None:
+    def __init__(self, size: int, at_s: float) -> None:
         self.size = size
         self.at_s = at_s
-        self.repair = repair
+        self.again = False  # whether it was asked for more than once
 
 
 class Transfer:
     """One blob that this session is fetching; `done` is set when every byte is here."""
 
     def __init__(
-        self, ref: BlobRef, partial: Partial, lanes: Lanes, limits: Limits, inflow: Inflow
+        self,
+        ref: BlobRef,
+        partial: Partial,
+        lanes: Lanes,
+        limits: Limits,
+        inflow: Inflow,
+        *,
+        on_ask: OnAsk | None = None,
     ) -> None:
         self.ref = ref
         self.partial = partial
@@ -66,6 +78,7 @@ class Transfer:
         self._lanes = lanes
         self._limits = limits
         self._inflow = inflow
+        self._on_ask = on_ask
         self._round_trip = RoundTrip()
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self._loop.create_future()
@@ -134,7 +147,7 @@ class Transfer:
             if not self._inflow.take(length):
                 self._inflow.wait(self.pump)
                 break
-            self._asked[offset] = _Asked(length, now, repair=False)
+            self._asked[offset] = _Asked(length, now)
             self._cursor = offset + chunk
             offsets.append(offset)
         if offsets:
@@ -150,6 +163,10 @@ class Transfer:
             repair=repair,
             bare=self._lanes.exact,
         )
+        if self._on_ask is not None and not repair:
+            again = self._asked[offsets[0]].again
+            ahead = [] if again else self.partial.missing(self._limits.window, self._cursor)
+            self._on_ask(self.ref, offsets + ahead, again)
         key = ("request", self._digest, self._serial)
         self._lanes.control(key, pb.Frame(blob_request=request))
         self._arm()
@@ -175,20 +192,24 @@ class Transfer:
         if overdue:
             self._window = max(1.0, self._window / 2)
             self._tries += 1
+            if self._on_ask is not None and not all(self._asked[o].again for o in overdue):
+                self._ask_again(overdue, repair=False)  # of the broker, which may still have them
+                self._arm()
+                return
             self._failures += 1
             if self._failures % FAILURES == 0 and self.partial.chunk > SMALLEST_CHUNK:
                 self._shrink()
                 return
-            self._repair(overdue)
+            self._ask_again(overdue)
         self._arm()
 
-    def _repair(self, offsets: list[int]) -> None:
+    def _ask_again(self, offsets: list[int], *, repair: bool = True) -> None:
         now = self._loop.time()
         for offset in offsets:
             asked = self._asked.pop(offset)
-            asked.at_s, asked.repair = now, True
+            asked.at_s, asked.again = now, True
             self._asked[offset] = asked  # at the end: the oldest come first
-        self._request(offsets, repair=True)
+        self._request(offsets, repair=repair)
 
     def _shrink(self) -> None:
         """Ask for smaller chunks from now on."""
@@ -204,7 +225,7 @@ class Transfer:
         if not self._lanes.exact and (crc32 is None or zlib.crc32(data) != crc32):
             base = offset // self.partial.chunk * self.partial.chunk
             if base in self._asked:
-                self._repair([base])
+                self._ask_again([base])
             return
         try:
             new = self.partial.write(offset, data)
@@ -230,7 +251,7 @@ class Transfer:
             return  # a part of it
         del self._asked[base]
         self._inflow.give(asked.size)
-        if not asked.repair:
+        if not asked.again:
             # Only now: else a path slower than the first time-out has every chunk sent twice.
             self._tries = 0
             self._round_trip.sample(now - asked.at_s)

@@ -16,7 +16,7 @@ from skerry_protos.seams import Blobs, Partial
 from skerry_protos.session.frames import TEXT_LIMIT
 from skerry_protos.session.lanes import Lanes
 from skerry_protos.session.limits import Inflow, Limits
-from skerry_protos.session.transfer import STALLED_S, Transfer, chunk_of
+from skerry_protos.session.transfer import STALLED_S, OnAsk, Transfer, chunk_of
 from skerry_protos.v1 import fleet_pb2 as pb
 
 
@@ -32,6 +32,7 @@ class Transfers:
         inflow: Inflow,
         on_want: Callable[[Digest], Awaitable[None]] | None,
         on_unwant: Callable[[Digest], None] | None,
+        on_ask: OnAsk | None = None,
     ) -> None:
         self._blobs = blobs
         self._lanes = lanes
@@ -39,6 +40,7 @@ class Transfers:
         self._inflow = inflow
         self._on_want = on_want
         self._on_unwant = on_unwant
+        self._on_ask = on_ask
         self._live: dict[bytes, Transfer] = {}
         self.error: SkerryError | None = None
 
@@ -86,7 +88,9 @@ class Transfers:
 
     async def _move(self, ref: BlobRef, partial: Partial) -> bool:
         """Have every byte arrive; False when it stalls and another session waits for its turn."""
-        transfer = Transfer(ref, partial, self._lanes, self._limits, self._inflow)
+        transfer = Transfer(
+            ref, partial, self._lanes, self._limits, self._inflow, on_ask=self._on_ask
+        )
         digest = bytes.fromhex(ref.digest)
         self._live[digest] = transfer
         try:

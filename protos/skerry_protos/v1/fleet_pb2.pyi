@@ -51,20 +51,22 @@ class Version(_message.Message):
     def __init__(self, major: _Optional[int] = ..., minor: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "device", "agent_version", "resume", "nonce", "max_packet")
+    __slots__ = ("protocol", "device", "agent_version", "resume", "nonce", "max_packet", "hears_kept")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     MAX_PACKET_FIELD_NUMBER: _ClassVar[int]
+    HEARS_KEPT_FIELD_NUMBER: _ClassVar[int]
     protocol: Version
     device: str
     agent_version: str
     resume: int
     nonce: int
     max_packet: int
-    def __init__(self, protocol: _Optional[_Union[Version, _Mapping]] = ..., device: _Optional[str] = ..., agent_version: _Optional[str] = ..., resume: _Optional[int] = ..., nonce: _Optional[int] = ..., max_packet: _Optional[int] = ...) -> None: ...
+    hears_kept: bool
+    def __init__(self, protocol: _Optional[_Union[Version, _Mapping]] = ..., device: _Optional[str] = ..., agent_version: _Optional[str] = ..., resume: _Optional[int] = ..., nonce: _Optional[int] = ..., max_packet: _Optional[int] = ..., hears_kept: _Optional[bool] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("protocol", "session", "nonce", "resumed", "max_packet", "heartbeat_s", "unix_time_s", "deadlines_s")
