@@ -21,7 +21,6 @@ from skerry_protos.manifest import (
 from skerry_protos.packing import file_digest, pack_artefact
 
 from skerry_cloud.models.export import ExportError, estimate, golden
-from skerry_cloud.models.export.calibration import statistics
 from skerry_cloud.models.export.measure import Judge
 from skerry_cloud.models.export.prepared import Prepared
 from skerry_cloud.models.export.program import Traced
@@ -87,13 +86,6 @@ def write(prepared: Prepared, chosen: Candidate, candidates: Sequence[Candidate]
             "pruned": request.prune,
             "distilled": request.distil,
             "exported_at": time.time(),
-            "data": statistics(
-                [port.name for port in file.inputs],
-                prepared.calibration or judge.data.inputs,
-                outputs[0].name,
-                answers[0],
-                classes=judge.classes,
-            ),
             "drift": Reference.of(
                 {
                     port.name: each
