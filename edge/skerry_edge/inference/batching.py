@@ -1,13 +1,16 @@
 """Micro-batching: requests that wait together are answered by one call of the model.
 
 While the model works, requests gather; when it is free it takes all that fit. So a lone request
-never waits for others (unless told to), and under load the batch grows by itself.
+never waits for others (unless told to), and under load the batch grows by itself. Where several
+calls may run at once, the free ones share what waits.
 """
 
 import asyncio
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from skerry_protos.errors import DeadlineError, SkerryError
@@ -25,17 +28,16 @@ class BusyError(SkerryError):
     exit_code = 8
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting(Generic[In, Out]):
     item: In
     rows: int
-    done: "asyncio.Future[Out]" = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+    came: float
+    done: "asyncio.Future[Out]"
 
 
 class Batcher(Generic[In, Out]):
-    """One thread that works on what has gathered; an async context manager."""
+    """Has what gathered worked on by a pool of threads; an async context manager."""
 
     def __init__(
         self,
@@ -45,28 +47,34 @@ class Batcher(Generic[In, Out]):
         wait_s: float,
         queue: int,
         executor: ThreadPoolExecutor,
+        at_once: int = 1,
     ) -> None:
-        """Call `work` in `executor` with up to `max_rows` rows' worth of items."""
+        """Call `work` in `executor` with up to `max_rows` rows' worth of items.
+
+        `at_once` calls may run beside each other.
+        """
         self.max_rows, self.wait_s = max_rows, wait_s
         self._work, self._queue, self._executor = work, queue, executor
-        self._waiting: list[_Waiting[In, Out]] = []
-        self._doing: list[_Waiting[In, Out]] = []
-        self._came = asyncio.Event()
-        self._running: asyncio.Task[None] | None = None
+        self._at_once, self._running = at_once, 0
+        self._waiting: deque[_Waiting[In, Out]] = deque()
+        self._quiet = asyncio.Event()
+        self._woken: asyncio.Handle | None = None
+        self._later: asyncio.TimerHandle | None = None
         self.batches = 0
         self.rows = 0
 
     async def __aenter__(self) -> "Batcher[In, Out]":
-        self._running = asyncio.create_task(self._serve(), name="batcher")
+        self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Answer what waits, then end."""
-        while left := [one.done for one in (*self._doing, *self._waiting) if not one.done.done()]:
-            await asyncio.wait(left)
-        assert self._running is not None
-        self._running.cancel()
-        await asyncio.wait([self._running])
+        """Answer what waits, then end; no thread is at work for it any more."""
+        while self._running or self._waiting:
+            self._quiet.clear()
+            await self._quiet.wait()
+        for handle in (self._woken, self._later):
+            if handle is not None:
+                handle.cancel()
 
     @property
     def waiting(self) -> int:
@@ -77,81 +85,94 @@ class Batcher(Generic[In, Out]):
         """Return the answer to one item; raise BusyError, DeadlineError or what the work raised."""
         if len(self._waiting) >= self._queue:
             raise BusyError(f"{self._queue} requests wait already; come back later")
-        waiting: _Waiting[In, Out] = _Waiting(item, rows)
+        loop = self._loop
+        waiting: _Waiting[In, Out] = _Waiting(item, rows, loop.time(), loop.create_future())
         self._waiting.append(waiting)
-        self._came.set()
+        if self._woken is None:
+            # After the others that came in the same turn of the loop.
+            self._woken = loop.call_soon(self._wake)
+        late = loop.call_later(timeout_s, _too_late, waiting.done, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await waiting.done
-        except TimeoutError:
-            raise DeadlineError(f"no answer within {timeout_s:g} s; the device is busy") from None
+            return await waiting.done
         finally:
+            late.cancel()
             waiting.done.cancel()
 
-    async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._came.wait()
-            if self.wait_s:
-                await self._gather()
-            batch = self._doing = self._take()
-            if not batch:
-                continue
-            try:
-                answers = await loop.run_in_executor(
-                    self._executor, self._work, [one.item for one in batch]
-                )
-            except Exception as error:  # noqa: BLE001 - it is handed to who asked
-                if len(batch) > 1:
-                    # One bad request must not fail those that came beside it.
-                    await self._one_by_one(batch)
-                elif not batch[0].done.done():
-                    batch[0].done.set_exception(error)
-                continue
-            for one, answer in zip(batch, answers, strict=True):
-                if not one.done.done():
-                    one.done.set_result(answer)
+    def _wake(self) -> None:
+        self._woken = None
+        self._begin()
 
-    async def _one_by_one(self, batch: Sequence[_Waiting[In, Out]]) -> None:
-        loop = asyncio.get_running_loop()
-        for one in batch:
-            try:
-                answer = await loop.run_in_executor(self._executor, self._work, [one.item])
-            except Exception as error:  # noqa: BLE001 - as above
-                if not one.done.done():
-                    one.done.set_exception(error)
-            else:
-                if not one.done.done():
-                    one.done.set_result(answer[0])
-
-    async def _gather(self) -> None:
-        """Let others come, for as long as it was said and no longer than a full batch needs."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self.wait_s
-        while sum(one.rows for one in self._waiting) < self.max_rows:
-            self._came.clear()
-            try:
-                async with asyncio.timeout_at(until):
-                    await self._came.wait()
-            except TimeoutError:
-                return
-
-    def _take(self) -> list[_Waiting[In, Out]]:
-        """Take what fits into one call, in the order it came; skip what nobody waits for."""
-        taken: list[_Waiting[In, Out]] = []
-        rows = number = 0
-        for one in self._waiting:
-            if one.done.done():
-                number += 1
-                continue
-            if taken and rows + one.rows > self.max_rows:
+    def _begin(self) -> None:
+        """Begin as many calls as may run, each with its share of what waits."""
+        while self._running < self._at_once:
+            while self._waiting and self._waiting[0].done.done():
+                self._waiting.popleft()  # nobody waits for it any more
+            if not self._waiting or self._must_gather():
                 break
-            taken.append(one)
-            rows += one.rows
-            number += 1
-        del self._waiting[:number]
-        if not self._waiting:
-            self._came.clear()
-        self.batches += bool(taken)
+            rows = sum(one.rows for one in self._waiting)
+            batch = self._take(math.ceil(rows / (self._at_once - self._running)))
+            self._running += 1
+            self._executor.submit(self._call, batch)
+        if not self._running and not self._waiting:
+            self._quiet.set()
+
+    def _must_gather(self) -> bool:
+        """Return whether others may still come, and see to it that they are not waited for long."""
+        if not self.wait_s or sum(one.rows for one in self._waiting) >= self.max_rows:
+            return False
+        until = self._waiting[0].came + self.wait_s
+        if self._loop.time() >= until:
+            return False
+        if self._later is not None:
+            self._later.cancel()
+        self._later = self._loop.call_at(until, self._begin)
+        return True
+
+    def _take(self, share: int) -> list[_Waiting[In, Out]]:
+        """Take what fits into one call, in the order it came; skip what nobody waits for."""
+        most = min(share, self.max_rows)
+        taken: list[_Waiting[In, Out]] = []
+        rows = 0
+        while self._waiting:
+            one = self._waiting[0]
+            if taken and rows + one.rows > most:
+                break
+            self._waiting.popleft()
+            if not one.done.done():
+                taken.append(one)
+                rows += one.rows
+        self.batches += 1
         self.rows += rows
         return taken
+
+    def _call(self, batch: Sequence[_Waiting[In, Out]]) -> None:
+        """Work on a batch, in a thread of the pool."""
+        outcomes = self._outcomes([one.item for one in batch])
+        self._loop.call_soon_threadsafe(self._ended, batch, outcomes)
+
+    def _outcomes(self, items: Sequence[In]) -> Sequence[Out | BaseException]:
+        try:
+            return self._work(items)
+        except BaseException as error:  # noqa: BLE001 - it is handed to who asked
+            if len(items) == 1:
+                return [error]
+        # One bad request must not fail those that came beside it.
+        return [self._outcomes([one])[0] for one in items]
+
+    def _ended(
+        self, batch: Sequence[_Waiting[In, Out]], outcomes: Sequence[Out | BaseException]
+    ) -> None:
+        self._running -= 1
+        self._begin()  # the model does not wait until these are told
+        for one, outcome in zip(batch, outcomes, strict=True):
+            if one.done.done():
+                continue
+            if isinstance(outcome, BaseException):
+                one.done.set_exception(outcome)
+            else:
+                one.done.set_result(outcome)
+
+
+def _too_late(done: "asyncio.Future[Out]", timeout_s: float) -> None:
+    if not done.done():
+        done.set_exception(DeadlineError(f"no answer within {timeout_s:g} s; the device is busy"))

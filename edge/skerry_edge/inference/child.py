@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from numpy.typing import NDArray
 from skerry_protos.channel import Channel, Said
 from skerry_protos.errors import ConfigError, LinkError, SkerryError
@@ -23,6 +22,7 @@ from skerry_protos.tensors import Tensor
 
 from skerry_edge.energy.budget import Throttle
 from skerry_edge.inference.desk import Desk, Outputs
+from skerry_edge.inference.http import http_server
 from skerry_edge.inference.measures import JOULES
 from skerry_edge.inference.predictor import Predictor
 from skerry_edge.inference.server import Endpoint
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 SWITCH_S = 0.0005
 """How long the loop may keep the model's thread waiting for the interpreter, and the other way
 round: a call of a small model takes less than the usual 5 ms (docs/benchmarks.md, serving)."""
-BACKLOG = 128
 GROUP = "tensors"
 
 
@@ -53,21 +52,7 @@ class Child:
             token=self._settings.token,
             request_bytes=self._settings.request_mb * 2**20,
         )
-        server = uvicorn.Server(
-            uvicorn.Config(
-                endpoint,
-                http="httptools",
-                lifespan="off",
-                log_level="warning",
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                date_header=False,
-                timeout_keep_alive=75,
-                backlog=BACKLOG,
-                limit_concurrency=self._settings.queue + BACKLOG,
-            )
-        )
+        server = http_server(endpoint, queue=self._settings.queue)
         async with self._desk:
             serving = asyncio.create_task(server.serve(sockets=[listening]))
             topic = asyncio.create_task(self._answer_topic())
@@ -114,7 +99,7 @@ class Child:
         except BaseException:
             predictor.close()
             raise
-        await self._desk.serve(predictor)
+        await self._desk.serve(predictor, parallel=int(said["parallel"]))
         return {"runtime": predictor.platform}
 
     def _readings(self) -> Said:

@@ -81,9 +81,7 @@ class Desk:
 
     def __init__(self, settings: InferenceTable, *, cloud: Cloud | None = None) -> None:
         self._settings, self._cloud = settings, cloud
-        # One thread: the runtime's own threads do the work, and what is swapped out is closed
-        # behind the last request for it.
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._parallel, self._executor = 1, _threads(1)
         self._served: dict[str, Served] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._throttle, self._why = Throttle.NONE, ""
@@ -109,10 +107,18 @@ class Desk:
         """What is served now."""
         return list(self._served.values())
 
-    async def serve(self, predictor: Predictor) -> None:
-        """Serve a loaded model, in place of the one of the same name."""
+    async def serve(self, predictor: Predictor, *, parallel: int = 1) -> None:
+        """Serve a loaded model, in place of the one of the same name.
+
+        All models together have `parallel` calls at once, from now on; a model whose runtime takes
+        one at a time has one.
+        """
+        if parallel != self._parallel:
+            # The old threads end with the last batcher that has them.
+            self._parallel, self._executor = parallel, _threads(parallel)
+        executor = self._executor
         stack = AsyncExitStack()
-        stack.callback(self._executor.submit, predictor.close)
+        stack.callback(executor.submit, predictor.close)
         measures = Measures(predictor)
 
         def work(requests: Sequence[Request]) -> Sequence[Outputs]:
@@ -125,7 +131,8 @@ class Desk:
             max_rows=self._settings.max_batch if predictor.batches else 1,
             wait_s=self._wait_s,
             queue=self._settings.queue,
-            executor=self._executor,
+            executor=executor,
+            at_once=parallel if predictor.parallel else 1,
         )
         await stack.enter_async_context(batcher)
         old = self._served.get(predictor.name)
@@ -239,3 +246,7 @@ class Desk:
     def metrics(self) -> bytes:
         """Return all measures in Prometheus' text format."""
         return Measures.exposition()
+
+
+def _threads(number: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(number, thread_name_prefix="model")

@@ -4,12 +4,12 @@ Inputs and answers are only looked at now and then (`LOOK_S`): what is looked fo
 hours, and looking costs as much as a small model.
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import psutil
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -74,6 +74,7 @@ class Measures:
         self._looked = 0.0
         self._window = Window(predictor.reference) if predictor.reference is not None else None
         self._drift = Drift(rows=0)
+        self._lock = threading.Lock()  # batches end in several threads
         self.requests = self.errors = self.rows = 0
         self.compute_s = 0.0
 
@@ -100,17 +101,18 @@ class Measures:
     def batch(
         self, requests: Sequence[Request], made: Sequence[Mapping[str, NDArray[Any]]]
     ) -> None:
-        """Note a call of the model; in the model's thread."""
+        """Note a call of the model; in the thread that made it."""
         rows, seconds = sum(one.rows for one in requests), self._predictor.last_s
-        self.rows += rows
-        self.compute_s += seconds
         self._rows.inc(rows)
         self._batches.inc()
         self._compute.inc(seconds)
         now = time.monotonic()
-        if self._window is not None and now - self._looked >= LOOK_S:
-            self._looked = now
-            self._look(requests[0], made[0])
+        with self._lock:
+            self.rows += rows
+            self.compute_s += seconds
+            if self._window is not None and now - self._looked >= LOOK_S:
+                self._looked = now
+                self._look(requests[0], made[0])
 
     def _look(self, request: Request, outputs: Mapping[str, NDArray[Any]]) -> None:
         assert self._window is not None and self._predictor.reference is not None
@@ -123,10 +125,11 @@ class Measures:
 
     def drift(self) -> Drift:
         """Return how far this window is from the reference, or the last one while it is new."""
-        if self._window is not None and self._predictor.reference is not None:
-            found = compare(self._predictor.reference, self._window)
-            if found.psi:
-                self._drift = found
+        with self._lock:
+            if self._window is not None and self._predictor.reference is not None:
+                found = compare(self._predictor.reference, self._window)
+                if found.psi:
+                    self._drift = found
         for feature, value in self._drift.psi.items():
             DRIFT.labels(*self._labels, feature).set(value)
         return self._drift
@@ -139,7 +142,8 @@ class Measures:
             "memory_bytes": float(psutil.Process().memory_info().rss),
         }
         if self._recent:
-            found["latency_p95_s"] = float(np.quantile(list(self._recent), 0.95))
+            times = sorted(self._recent)
+            found["latency_p95_s"] = times[int(0.95 * (len(times) - 1))]
         drift = self.drift()
         if drift.psi:
             # Only what chance does not explain counts as drift.

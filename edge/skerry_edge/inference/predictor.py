@@ -3,9 +3,11 @@
     predictor = Predictor.load(Path("digits"))
     predictor.predict([{"x": images}])     # [{"logits": …, "probabilities": …, "class": …}]
 
-One thread at a time. What an artefact holds is described in docs/models.md.
+One thread at a time, unless `parallel` says otherwise. What an artefact holds is described in
+docs/models.md.
 """
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,8 +73,18 @@ class Predictor:
         self.scores = PROBABILITIES
         self.threshold = _share(manifest.figures.get(UNSURE)) if self._classes else None
         self.reference = _reference(manifest)
-        self.last_s = 0.0
-        """Seconds the last call of the runtime took."""
+        self._last = threading.local()
+
+    @property
+    def parallel(self) -> bool:
+        """Whether several threads may ask it at once."""
+        return self._model.parallel
+
+    @property
+    def last_s(self) -> float:
+        """Seconds the last call of the runtime took, of those this thread made."""
+        found: float = getattr(self._last, "seconds", 0.0)
+        return found
 
     @classmethod
     def load(
@@ -88,7 +100,6 @@ class Predictor:
 
         Raise ModelError when the runtime fails, or the model answers with NaN or infinity.
         """
-        rows = [len(next(iter(one.values()))) for one in requests]
         if len(requests) == 1:
             joined: Arrays = requests[0]
         else:
@@ -97,9 +108,12 @@ class Predictor:
         outputs |= self._meaning(outputs)
         if len(requests) == 1:
             return [outputs]
-        cuts = np.cumsum(rows)[:-1]
-        parts = {name: np.split(values, cuts) for name, values in outputs.items()}
-        return [{name: parts[name][at] for name in parts} for at in range(len(requests))]
+        parts, at = [], 0
+        for one in requests:
+            end = at + len(next(iter(one.values())))
+            parts.append({name: values[at:end] for name, values in outputs.items()})
+            at = end
+        return parts
 
     def prepare(self, raw: Arrays) -> dict[str, NDArray[Any]]:
         """Return raw values as the model takes them."""
@@ -112,7 +126,7 @@ class Predictor:
         """
         began = time.perf_counter()
         outputs = self._run(inputs, len(next(iter(inputs.values()))))
-        self.last_s = time.perf_counter() - began
+        self._last.seconds = time.perf_counter() - began
         for name, values in outputs.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise ModelError(f"the model answered with numbers that are not finite ({name!r})")

@@ -36,6 +36,8 @@ RESTART_S = (0.0, 0.5, 1.0, 2.0, 5.0, 15.0)
 """Waits before the process is begun again, by how often it died lately."""
 CALM_S = 300.0
 """After so long without a death the waits begin anew."""
+PARALLEL_LIMIT = 4
+"""Most calls of the model at once, unless the settings say more: one loop feeds them all."""
 ENDPOINT = "inference.json"
 """File in the agent's home that says where predictions are answered."""
 PASSED = ("PATH", "LANG", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "HOME", "TMPDIR")
@@ -235,20 +237,25 @@ class Inference:
             write_json(self._config.home / ENDPOINT, {"url": url})
 
     async def _serve(self, model: str, slot: Slot) -> None:
+        threads, parallel = self._threads
         said = {
             "do": "serve",
             "model": model,
             "version": str(slot.release.version),
             "folder": str(slot.content),
-            "threads": self._threads,
+            "threads": threads,
+            "parallel": parallel,
         }
         await self._ask(said, LOAD_S)
 
     @property
-    def _threads(self) -> int:
+    def _threads(self) -> tuple[int, int]:
+        """Threads of one call of a model, and calls at once."""
         if self._throttle >= Throttle.FRUGAL:
-            return 1
-        return self._config.inference.threads or psutil.cpu_count() or 1
+            return 1, 1
+        table, cores = self._config.inference, psutil.cpu_count() or 1
+        threads = table.threads or cores
+        return threads, table.parallel or min(max(1, cores // threads), PARALLEL_LIMIT)
 
     async def _save_energy(self) -> None:
         """Tell the process to be as sparing as the day's energy asks for."""

@@ -20,7 +20,9 @@ class InferenceTable:
     runtime: str = "auto"
     """"onnx" or "litert"; "auto": the best measured here of those installed."""
     threads: int = 1
-    """Threads of one inference; 0: one per core."""
+    """Threads of one call of the model; 0: one per core."""
+    parallel: int = 0
+    """Calls of the model at once, where its runtime allows it; 0: cores / threads, 4 at most."""
     max_batch: int = 8
     """Requests answered by one call of the runtime, where the model's batch size is free."""
     batch_wait_ms: float = 0.0
@@ -44,8 +46,9 @@ class InferenceTable:
         for name in ("max_batch", "queue", "request_mb", "timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0")
-        if self.threads < 0 or self.batch_wait_ms < 0 or self.cloud_wait_ms < 0:
-            raise ValueError("threads, batch_wait_ms and cloud_wait_ms must be 0 or more")
+        for name in ("threads", "parallel", "batch_wait_ms", "cloud_wait_ms"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more")
         if not 0 <= self.port < 65536:
             raise ValueError("port must be 0 (any) to 65535")
         if not self.token and not _loopback(self.host):

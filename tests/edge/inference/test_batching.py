@@ -32,7 +32,8 @@ def batcher(model: Model, **options: float) -> Batcher[int, int]:
         max_rows=int(options.get("max_rows", 4)),
         wait_s=options.get("wait_s", 0.0),
         queue=int(options.get("queue", 100)),
-        executor=ThreadPoolExecutor(1),
+        executor=ThreadPoolExecutor(int(options.get("at_once", 1))),
+        at_once=int(options.get("at_once", 1)),
     )
 
 
@@ -99,3 +100,40 @@ async def test_leaving_answers_what_was_asked() -> None:
         await begun(model)
         asyncio.get_running_loop().call_later(0.05, model.go.set)
     assert await asyncio.gather(*every) == [0, 2, 4]
+
+
+async def test_free_calls_share_what_waits() -> None:
+    inside = threading.Barrier(2, timeout=10)
+    seen: list[list[int]] = []
+
+    def work(items: Sequence[int]) -> Sequence[int]:
+        seen.append(list(items))
+        inside.wait()  # only passed by two calls at once
+        return [2 * item for item in items]
+
+    asked = Batcher(
+        work, max_rows=8, wait_s=0, queue=100, executor=ThreadPoolExecutor(2), at_once=2
+    )
+    async with asked:
+        every = [asyncio.create_task(asked.ask(n, timeout_s=10)) for n in range(5)]
+        assert await asyncio.gather(*every) == [0, 2, 4, 6, 8]
+    assert sorted(seen) == [[0, 1, 2], [3, 4]]
+
+
+async def test_nothing_is_at_work_after_leaving() -> None:
+    model = Model()
+    over = threading.Event()
+
+    def work(items: Sequence[int]) -> Sequence[int]:
+        answers = model(items)
+        over.set()
+        return answers
+
+    pool = ThreadPoolExecutor(2)
+    asked = Batcher(work, max_rows=1, wait_s=0, queue=9, executor=pool, at_once=2)
+    async with asked:
+        with pytest.raises(DeadlineError):
+            await asked.ask(1, timeout_s=0.01)  # its call goes on
+        assert not over.is_set()
+        asyncio.get_running_loop().call_later(0.05, model.go.set)
+    assert over.is_set()

@@ -26,6 +26,24 @@ def test_json_flat_and_nested() -> None:
         assert request.id == "7" and request.rows == 1
 
 
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ([True, False, True], "holds what is no FP32"),
+        ([1, 2, "3"], "holds what is no FP32"),
+        ([1, None, 3], "holds what is no FP32"),
+        ([[1, 2], [3]], "nested unevenly"),
+        ([1, 2, {}], "holds what is no FP32"),
+        ([1e39, 2, 3], "not finite: value 0"),
+        ([1, 2], "has 2 values"),
+        ([], "has 0 values"),
+    ],
+)
+def test_only_numbers_are_numbers(data: object, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        parse(body(data=data), None, SPECS)
+
+
 @pytest.mark.parametrize("datatype", sorted(DATATYPES))
 def test_binary_tensors_both_ways(datatype: str) -> None:
     dtype = DATATYPES[datatype]

@@ -1,6 +1,6 @@
 """The seam `Runtime`: what runs an exported model. One module per implementation, loaded by need.
 
-A `LoadedModel` is used by one thread at a time.
+A `LoadedModel` is used by one thread at a time, unless it says that several may (`parallel`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,6 +48,8 @@ class LoadedModel(Protocol):
 
     inputs: Sequence[Spec]
     outputs: Sequence[Spec]
+    parallel: bool
+    """Whether several threads may run it at once."""
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Run the model once; raise ModelError naming the runtime's reason."""

@@ -20,6 +20,8 @@ Detail = dict[str, Any]
 class LiteRtModel:
     """An interpreter with its tensors laid out for the sizes that came last."""
 
+    parallel = False  # an interpreter has one set of tensors
+
     def __init__(self, interpreter: Any) -> None:
         self._interpreter = interpreter
         signatures = interpreter.get_signature_list()

@@ -26,7 +26,9 @@ ERROR = 3
 
 
 class OnnxModel:
-    """An inference session."""
+    """An inference session; what several calls share is only read (its Run is thread-safe)."""
+
+    parallel = True
 
     def __init__(self, session: Any) -> None:
         self._session = session
