@@ -194,13 +194,16 @@ class Agent:
                 message = f"this agent takes no parcels of kind {parcel.kind!r}"
                 raise RejectedError(RejectCode.UNEXPECTED, message)
 
-    async def ask_cloud(self, model: str, inputs: bytes, wait_s: float) -> bytes:
+    async def ask_cloud(
+        self, model: str, inputs: bytes, wait_s: float, traceparent: str = ""
+    ) -> bytes:
         """Return the answer of the cloud's bigger model to raw inputs (encoded records).
 
+        `traceparent` is the trace context of who asked the device, as it came.
         Raise SkerryError, within `wait_s` seconds, when it is not in reach or will not answer.
         """
         try:
-            with spans.asking_cloud(model) as trace:
+            with spans.asking_cloud(model, await spans.caller(traceparent)) as trace:
                 async with (
                     asyncio.timeout(wait_s),
                     await self._route.open_stream(

@@ -5,6 +5,7 @@
 The times are this device's clock's: where it is wrong, so are they.
 """
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -103,12 +104,29 @@ def replying(reply: Parcel) -> contextlib.AbstractContextManager[object]:
 
 
 @contextlib.contextmanager
-def asking_cloud(model: str) -> Iterator[str]:
-    """Tell of a question to the cloud's bigger model; the context goes with it."""
-    if not tracing.on():
+def asking_cloud(model: str, caller: str = "") -> Iterator[str]:
+    """Tell of a question to the cloud's bigger model; the context goes with it.
+
+    It belongs to the trace of who asked the device, where that is known (`caller`, its context).
+    """
+    if not (tracing.on() and tracing.sampled(caller)):
         yield ""
         return
     span = tracing.new_span_id()
-    trace = tracing.context(f"question/{span}", span)
-    with tracing.spanning("infer in the cloud", trace=trace, span=span, scope=SCOPE, model=model):
+    trace = tracing.context(caller or f"question/{span}", span)
+    with tracing.spanning(
+        "infer in the cloud",
+        trace=trace,
+        span=span,
+        parent=tracing.parent_of(caller),
+        scope=SCOPE,
+        model=model,
+    ):
         yield trace
+
+
+async def caller(traceparent: str) -> str:
+    """Return the context that came with a request (W3C traceparent); empty when it is none."""
+    if not (traceparent and tracing.on()):
+        return ""
+    return await asyncio.to_thread(tracing.received, traceparent)

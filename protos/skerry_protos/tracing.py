@@ -86,6 +86,26 @@ def parent_of(trace: str) -> str:
     return found[2] if found else ""
 
 
+def received(traceparent: str) -> str:
+    """Return the trace context that a caller outside of Skerry sent; empty when it is none.
+
+    By OpenTelemetry's propagator, which has to be installed. Imports it: call this in a thread.
+    """
+    from opentelemetry import trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    found = TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+    above = trace.get_current_span(found).get_span_context()
+    if not above.is_valid:
+        return ""
+    return f"00-{above.trace_id:032x}-{above.span_id:016x}-{above.trace_flags:02x}"
+
+
+def sampled(trace: str) -> bool:
+    """Return whether a trace is recorded: any is, but one whose context says that it is not."""
+    return _TRACEPARENT.fullmatch(trace) is None or bool(int(trace[-2:], 16) & 1)
+
+
 # Telling.
 
 _sink: "_Sink | None" = None

@@ -38,6 +38,24 @@ def test_what_is_no_context_names_no_parent_and_still_a_trace(trace: str) -> Non
     assert len(bytes.fromhex(tracing.trace_id(trace))) == 16
 
 
+@pytest.mark.parametrize(
+    ("said", "context"),
+    [
+        (f"00-{'a' * 32}-{'b' * 16}-01", f"00-{'a' * 32}-{'b' * 16}-01"),
+        (f"00-{'a' * 32}-{'b' * 16}-00", f"00-{'a' * 32}-{'b' * 16}-00"),
+        (f"cc-{'a' * 32}-{'b' * 16}-01-later", f"00-{'a' * 32}-{'b' * 16}-01"),
+        (f"00-{'a' * 32}-{'b' * 16}-01-more", ""),
+        (f"00-{'0' * 32}-{'b' * 16}-01", ""),
+        (f"00-{'a' * 32}-{'0' * 16}-01", ""),
+        (f"ff-{'a' * 32}-{'b' * 16}-01", ""),
+        ("nonsense", ""),
+    ],
+)
+def test_a_callers_context_is_taken_if_it_is_one(said: str, context: str) -> None:
+    assert tracing.received(said) == context
+    assert tracing.sampled(context) == (not context.endswith("-00"))
+
+
 def test_spans_reach_the_exporter_with_their_parents_and_failures() -> None:
     exporter = InMemorySpanExporter()
     assert tracing.begin("test", exporter=exporter, device="pi-1")

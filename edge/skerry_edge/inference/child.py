@@ -115,12 +115,15 @@ class Child:
         times = os.times()
         return {"models": models, "cpu_s": times.user + times.system}
 
-    async def _ask_cloud(self, model: str, inputs: Mapping[str, NDArray[Any]]) -> Outputs:
+    async def _ask_cloud(
+        self, model: str, inputs: Mapping[str, NDArray[Any]], traceparent: str
+    ) -> Outputs:
         """Ask the cloud's bigger model, through the agent's link."""
         tensors = {name: Tensor.of(values) for name, values in inputs.items()}
         asked = b"".join(bytes(part) for part in encode(Records(arrays={GROUP: tensors})))
         wait_s = self._settings.cloud_wait_ms / 1e3
-        _, body = await self._channel.ask({"do": "cloud", "model": model}, asked, timeout_s=wait_s)
+        question = {"do": "cloud", "model": model, "traceparent": traceparent}
+        _, body = await self._channel.ask(question, asked, timeout_s=wait_s)
         found = decode(body).arrays.get(GROUP, {})
         return {name: tensor.numpy() for name, tensor in found.items()}
 

@@ -29,8 +29,8 @@ from skerry_edge.inference.settings import InferenceTable
 log = logging.getLogger(__name__)
 
 Outputs = dict[str, NDArray[Any]]
-Cloud = Callable[[str, Mapping[str, NDArray[Any]]], Awaitable[Outputs]]
-"""Asks the cloud's bigger model: model name and raw inputs in, its outputs back."""
+Cloud = Callable[[str, Mapping[str, NDArray[Any]], str], Awaitable[Outputs]]
+"""Asks the cloud's bigger model: model name, raw inputs and traceparent in, its outputs back."""
 
 DRAIN_S = 60.0
 SCARCE_WAIT_S = 0.05
@@ -177,14 +177,23 @@ class Desk:
         return served
 
     async def infer(
-        self, name: str, version: str | None, body: bytes, json_bytes: int | None
+        self,
+        name: str,
+        version: str | None,
+        body: bytes,
+        json_bytes: int | None,
+        *,
+        traceparent: str = "",
     ) -> tuple[bytes, int | None]:
-        """Answer a request of the Open Inference Protocol: its answer's body and JSON length."""
+        """Answer a request of the Open Inference Protocol: its answer's body and JSON length.
+
+        `traceparent` is what the request said of its trace (W3C), unchecked.
+        """
         served = self.find(name, version)
         began = time.perf_counter()
         try:
             request = protocol.parse(body, json_bytes, served.predictor.inputs)
-            outputs, about = await self.ask(served, request)
+            outputs, about = await self.ask(served, request, traceparent)
             made = protocol.answer(
                 request,
                 outputs,
@@ -201,7 +210,9 @@ class Desk:
         served.measures.answered(time.perf_counter() - began)
         return made
 
-    async def ask(self, served: Served, request: Request) -> tuple[Outputs, dict[str, Any]]:
+    async def ask(
+        self, served: Served, request: Request, traceparent: str = ""
+    ) -> tuple[Outputs, dict[str, Any]]:
         """Return the outputs to a request, and what is to be said about them."""
         if self._throttle >= Throttle.SPENT:
             raise SparingError(f"no inference now: {self._why}")
@@ -218,7 +229,7 @@ class Desk:
         local_only = request.parameters.get("answer") == "local"
         if not len(unsure) or local_only or self._cloud is None or not self._settings.cloud:
             return outputs, about
-        better = await self._escalate(served, request, unsure)
+        better = await self._escalate(served, request, unsure, traceparent)
         if better is not None:
             outputs = {name: values.copy() for name, values in outputs.items()}
             for name, values in better.items():
@@ -228,14 +239,14 @@ class Desk:
         return outputs, about
 
     async def _escalate(
-        self, served: Served, request: Request, rows: NDArray[Any]
+        self, served: Served, request: Request, rows: NDArray[Any], traceparent: str
     ) -> Outputs | None:
         """Return the cloud's answer for the rows the model is unsure of; None when it is away."""
         assert self._cloud is not None
         asked = replace(request, inputs={k: v[rows] for k, v in request.inputs.items()})
         try:
             async with asyncio.timeout(self._settings.cloud_wait_ms / 1e3):
-                found = await self._cloud(served.name, asked.inputs)
+                found = await self._cloud(served.name, asked.inputs, traceparent)
         except (SkerryError, TimeoutError) as error:
             served.measures.escalated("away")
             log.debug("the cloud did not answer: %s", error)

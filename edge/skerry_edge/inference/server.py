@@ -28,6 +28,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 JSON, BINARY, TEXT = b"application/json", b"application/octet-stream", b"text/plain; version=0.0.4"
 HEADER_LENGTH = b"inference-header-content-length"
+TRACEPARENT, TRACEPARENT_LIMIT = b"traceparent", 200
 STATUS: tuple[tuple[type[SkerryError], int], ...] = (
     (InputError, 400),
     (NoModelError, 404),
@@ -129,7 +130,10 @@ class Endpoint:
         if length is not None and not length.isdigit():
             raise InputError("Inference-Header-Content-Length must be a number")
         json_bytes = None if length is None else int(length)
-        made, head = await self._desk.infer(name, version, body, json_bytes)
+        traceparent = headers.get(TRACEPARENT, b"")[:TRACEPARENT_LIMIT].decode("latin-1")
+        made, head = await self._desk.infer(
+            name, version, body, json_bytes, traceparent=traceparent
+        )
         if head is None:
             return 200, JSON, made, []
         return 200, BINARY, made, [(HEADER_LENGTH, str(head).encode())]

@@ -42,8 +42,8 @@ ENDPOINT = "inference.json"
 """File in the agent's home that says where predictions are answered."""
 PASSED = ("PATH", "LANG", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "HOME", "TMPDIR")
 
-AskCloud = Callable[[str, bytes, float], Awaitable[bytes]]
-"""Model name, encoded inputs and seconds: the cloud's encoded outputs."""
+AskCloud = Callable[[str, bytes, float, str], Awaitable[bytes]]
+"""Model name, encoded inputs, seconds, the request's traceparent: the cloud's encoded outputs."""
 
 
 @dataclass(slots=True)
@@ -299,7 +299,8 @@ class Inference:
         if self.ask_cloud is None:
             raise LinkError("there is no cloud to ask")
         wait_s = self._config.inference.cloud_wait_ms / 1e3
-        return {}, await self.ask_cloud(str(said["model"])[:200], body, wait_s)
+        model, traceparent = str(said["model"])[:200], str(said.get("traceparent", ""))
+        return {}, await self.ask_cloud(model, body, wait_s, traceparent)
 
 
 def _ending(status: int | None) -> str:

@@ -2,7 +2,7 @@
 
 A request is a message on `skerry/v1/infer/DEVICE/MODEL` whose payload is what would be POSTed; the
 answer goes to its response topic with its correlation data (MQTT 5, 4.10), or without a response
-topic to `…/MODEL/answer`.
+topic to `…/MODEL/answer`. A user property `traceparent` names the trace that it belongs to.
 """
 
 import asyncio
@@ -65,7 +65,8 @@ async def _answer(client: aiomqtt.Client, desk: Desk, message: aiomqtt.Message, 
     try:
         if len(payload) > limit:
             raise SkerryError(f"the request has {len(payload)} bytes; at most {limit} go")
-        body, _ = await desk.infer(topic.rpartition("/")[2], None, payload, None)
+        model = topic.rpartition("/")[2]
+        body, _ = await desk.infer(model, None, payload, None, traceparent=_traceparent(message))
     except SkerryError as error:
         body = orjson.dumps({"error": str(error), "code": error.code})
     given = message.properties
@@ -77,3 +78,9 @@ async def _answer(client: aiomqtt.Client, desk: Desk, message: aiomqtt.Message, 
         await client.publish(to, body, qos=1, properties=said)
     except (aiomqtt.MqttError, ValueError) as error:  # a response topic may be nonsense
         log.warning("an answer could not be published: %s", error)
+
+
+def _traceparent(message: aiomqtt.Message) -> str:
+    """Return the user property of that name (W3C Trace Context for MQTT)."""
+    said = getattr(message.properties, "UserProperty", None) or ()
+    return next((str(value)[:200] for name, value in said if name == "traceparent"), "")

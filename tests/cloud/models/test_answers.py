@@ -86,6 +86,28 @@ async def test_a_question_and_its_answer_are_one_trace(fleet: SmallFleet) -> Non
     assert asked.parent is None
 
 
+async def test_a_question_goes_on_in_the_trace_of_who_asked_the_device(fleet: SmallFleet) -> None:
+    agent = fleet.running["d1"]
+    exporter = InMemorySpanExporter()
+    tracing.begin("test", exporter=exporter)
+    try:
+        body, _ = question(1)
+        for flags in ("01", "00"):  # "00": who asked does not record this trace
+            caller = f"00-{'a' * 30}{flags}-{'b' * 16}-{flags}"
+            await agent.ask_cloud("tiny", body, WAIT_S, caller)
+        await agent.ask_cloud("tiny", body, WAIT_S, "nonsense")
+    finally:
+        tracing.end()
+    spans = [one for one in exporter.get_finished_spans() if one.name == "infer in the cloud"]
+    asked, alone = spans
+    assert asked.context is not None and asked.parent is not None and alone.context is not None
+    assert f"{asked.context.trace_id:032x}" == "a" * 30 + "01"
+    assert f"{asked.parent.span_id:016x}" == "b" * 16
+    assert alone.parent is None and alone.context.trace_id != asked.context.trace_id
+    answers = [one for one in exporter.get_finished_spans() if one.name == "answer"]
+    assert asked.context.span_id in {one.parent.span_id for one in answers if one.parent}
+
+
 async def test_a_child_that_died_is_begun_again(fleet: SmallFleet) -> None:
     agent = fleet.running["d1"]
     body, _ = question(1)

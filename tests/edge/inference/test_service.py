@@ -228,7 +228,10 @@ async def test_the_days_energy_throttles_and_then_refuses(tmp_path: Path) -> Non
 async def test_unsure_inputs_go_to_the_cloud_and_back_home_without_it(tmp_path: Path) -> None:
     up = True
 
-    async def ask_cloud(model: str, body: bytes, _wait_s: float) -> bytes:
+    traces: list[str] = []
+
+    async def ask_cloud(model: str, body: bytes, _wait_s: float, traceparent: str) -> bytes:
+        traces.append(traceparent)
         if not up:
             raise SkerryError("no network")
         assert model == "tiny"
@@ -249,6 +252,11 @@ async def test_unsure_inputs_go_to_the_cloud_and_back_home_without_it(tmp_path: 
             assert classes == [own, 3]
             assert found["parameters"]["answered_by"] == "cloud"
             assert found["parameters"]["rows_by_cloud"] == 1
+            assert traces == [""]
+            caller = f"00-{'1' * 32}-{'2' * 16}-01"
+            headers = {"traceparent": caller}
+            await http.post("/v2/models/tiny/infer", json=asked([unsure]), headers=headers)
+            assert traces == ["", caller]
             local = {**asked([unsure]), "parameters": {"answer": "local"}}
             found = (await http.post("/v2/models/tiny/infer", json=local)).json()
             assert found["parameters"]["answered_by"] == "device"
