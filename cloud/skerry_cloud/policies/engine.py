@@ -11,11 +11,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import sqlalchemy as sa
 from skerry_protos.errors import SkerryError
 
+from skerry_cloud.policies.begun import in_service
 from skerry_cloud.policies.policy import Policy, Verdict, judge
 from skerry_cloud.runs import Runs
 from skerry_cloud.selectors import Selector
@@ -142,6 +143,17 @@ class Policies:
         enrolled = {each.id for each in devices if each.revoked_at is None}
         return judge(policy, reports, now=self._now(), enrolled=enrolled, open_run=open_run)
 
+    async def _options(self, policy: Policy, verdict: Verdict) -> tuple[dict[str, Any], str]:
+        """Return the run's options, and in words what it begins with: the model in service."""
+        options = dict(policy.options)
+        if named := str(options.get("initial", "")):
+            return options, f"the model of run {named}, as the policy says"
+        found, why = await self._store.read(lambda c: in_service(c, policy.model, verdict.devices))
+        if not found:
+            return options, f"the app's own model: {why}"
+        options |= {"initial": found, "initial_if_fits": True}
+        return options, f"the model of run {found}, {why}"
+
     async def _begin(self, policy: Policy, verdict: Verdict) -> None:
         """Begin a run; the turn is held."""
         now = self._now()
@@ -158,11 +170,12 @@ class Policies:
             )
 
         number = await self._store.write(intend)
+        options, begins = await self._options(policy, verdict)
         try:
             run = await self._runs.begin(
                 app=policy.app,
                 name=f"{policy.model} drifted",
-                options=dict(policy.options),
+                options=options,
                 by=policy.by,
             )
         except SkerryError as error:
@@ -171,7 +184,8 @@ class Policies:
             name, why, outcome = "", f"no run could begin: {error}", error.code
         else:
             log.info("run %s was begun by the policy of model %s", run.id, policy.model)
-            at, name, why, outcome = now, str(run.id), verdict.why, "200"
+            at, name, outcome = now, str(run.id), "200"
+            why = f"{verdict.why}; it begins with {begins}"
 
         def done(connection: sa.Connection) -> None:
             kept.note(connection, policy.model, at=at, run=name, why=why)

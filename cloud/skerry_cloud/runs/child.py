@@ -81,6 +81,9 @@ def _run(end: ChildEnd, said: dict[str, Any]) -> None:
         strategy=said["strategy"],
         strategy_options=said["strategy_options"],
         aggregation_memory_bytes=said["aggregation_memory_bytes"],
+        initial=Path(said["initial"]) if said["initial"] else None,
+        initial_run=said["initial_run"],
+        initial_if_fits=said["initial_if_fits"],
     )
     sys.path.insert(0, said["app"])
 

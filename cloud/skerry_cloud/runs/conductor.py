@@ -14,6 +14,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,6 +27,7 @@ from skerry_cloud.runs import takingup, wishes
 from skerry_cloud.runs.apps import AppPlan
 from skerry_cloud.runs.conversation import Conversation
 from skerry_cloud.runs.exchange import Exchange
+from skerry_cloud.runs.initial import initial_model
 from skerry_cloud.runs.lifecycle import RESTING, RunEvent, RunState
 from skerry_cloud.runs.muster import Muster
 from skerry_cloud.runs.plan import RunOptions
@@ -189,6 +191,7 @@ class Conductor:
             # We signed it when it was stored: only its structure is looked at again.
             bundles.unpack(bundle, self._folder / "app", lambda _signature, _manifest: None)
 
+        model = await initial_model(self._world, self.options.initial)
         await asyncio.to_thread(prepare)
         await self._world.write(lambda c: kept.change(c, self.run.id, RunEvent.STARTED))
         if resume.recall.again:
@@ -200,10 +203,10 @@ class Conductor:
             self._printed.add,
             hash_seed=self.options.seed % 2**32,
         )
-        self._say(self._instructions(resume), b"")
+        self._say(self._instructions(resume, model), b"")
 
-    def _instructions(self, resume: Resume) -> dict[str, Any]:
-        """Return what the server side has to know."""
+    def _instructions(self, resume: Resume, model: Path | None) -> dict[str, Any]:
+        """Return what the server side has to know; `model` is what it begins with."""
         return {
             "do": "start",
             "kind": self._plan.manifest.kind,
@@ -229,6 +232,9 @@ class Conductor:
             "asked": resume.asked,
             "mustered": resume.mustered,
             "pulls": resume.pulls,
+            "initial": str(model or ""),
+            "initial_run": self.options.initial,
+            "initial_if_fits": self.options.initial_if_fits,
         }
 
     async def _converse(self) -> bool:

@@ -24,7 +24,7 @@ from skerry_protos.seams import Stream
 from skerry_protos.versions import installed_version
 
 from skerry_cloud.fleets import Fleet
-from skerry_cloud.runs import takingup
+from skerry_cloud.runs import initial, takingup
 from skerry_cloud.runs.apps import plan_app
 from skerry_cloud.runs.conductor import Conductor, end
 from skerry_cloud.runs.exchange import Outcome
@@ -208,6 +208,8 @@ class Runs:
         wished = RunOptions.parse(options)
         if not wished.seed:
             wished = replace(wished, seed=secrets.randbits(62) + 1)
+        if wished.initial:
+            wished = replace(wished, initial=await self._initial(wished.initial))
         if len(self._conducting) >= RUNS_LIMIT:
             raise ConfigError(
                 f"{RUNS_LIMIT} runs are under way", hint="stop one with: skerry runs stop ID"
@@ -241,6 +243,13 @@ class Runs:
         await self._world.write(lambda c: kept.create(c, run))
         self._begin(Conductor(run, plan, wished, self._world))
         return run
+
+    async def _initial(self, name: str) -> RunId:
+        """Return the id of a run that another may begin with; ConfigError says why it may not."""
+        found = await self.get(name)
+        if (why := initial.flaw(found, name)) is not None:
+            raise ConfigError(f"run options: initial: {why}")
+        return found.id
 
     async def find_app(self, app: str) -> Digest:
         """Return the digest of the app that begins so; raise NotFoundError or ConfigError."""

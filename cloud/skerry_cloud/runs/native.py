@@ -1,6 +1,7 @@
 """The server side of a native app: rounds over its weights. Runs in the child."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from skerry_protos.weights import load_tensors, tensors_of
 from skerry_cloud.runs import chance, keeping
 from skerry_cloud.runs.asker import Asker
 from skerry_cloud.strategies import ARRAYS, MEAN, RoundPlan, mean
+from skerry_cloud.strategies.beginning import begin_with
 
 Evaluate = Callable[[int, Mapping[str, Tensor]], dict[str, Any]]
 
@@ -23,7 +25,8 @@ def run_native(asker: Asker, module: str, plan: RoundPlan, ready: Callable[[], N
     if not callable(getattr(app, "model", None)):
         raise ConfigError(f"module {module!r} has no function model()")
     chance.begin_torch(plan.seed)
-    weights: Mapping[str, Tensor] = tensors_of(app.model())
+    weights: Mapping[str, Tensor] = begin_with(asker, plan, tensors_of(app.model()))
+    plan = replace(plan, initial=None)
     evaluate = server_evaluation(app)
     ready()
     if plan.strategy == MEAN and not plan.strategy_options:

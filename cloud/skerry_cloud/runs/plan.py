@@ -65,6 +65,8 @@ class RunOptions:
     codec: str | dict[str, ConfigScalar] = NONE  # of what training changed; or a table with options
     codecs: dict[str, str | dict[str, ConfigScalar]] = field(default_factory=dict)  # by selector
     broadcast_codec: str = NONE  # of models on their way to devices
+    initial: str = ""  # the run whose final model this one begins with; empty: the app's own
+    initial_if_fits: bool = False  # go on with the app's own where that one does not fit
     seed: int = 0  # 0: drawn when the run begins, and kept here
     checkpoint_s: float = 1.0  # how often at most the server side's state is kept; 0: each round
 

@@ -6,6 +6,7 @@ one package of the cloud that imports flwr: all of its strategies, and whole Flo
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from skerry_cloud.runs.plan import AGGREGATION_MEMORY, ConfigScalar
 
@@ -23,6 +24,9 @@ class RoundPlan:
     strategy: str
     strategy_options: Mapping[str, ConfigScalar]
     aggregation_memory_bytes: int = AGGREGATION_MEMORY
+    initial: Path | None = None  # the model to begin with; None: the app's own
+    initial_run: str = ""
+    initial_if_fits: bool = False
 
 
 MEAN = "fedavg"

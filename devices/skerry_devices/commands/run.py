@@ -60,6 +60,9 @@ def run(
     broadcast_codec: Annotated[
         str, typer.Option(help="Code models on their way to devices: lossless, bf16 or int8.")
     ] = "",
+    initial: Annotated[
+        str, typer.Option("--from", metavar="RUN", help="Begin with the model of this run.")
+    ] = "",
     seed: Annotated[int | None, typer.Option(min=0, help="Make the run repeatable.")] = None,
     fresh_worker: Annotated[
         bool, typer.Option("--fresh-worker", help="A new process on the device for each task.")
@@ -99,6 +102,7 @@ def run(
         codec=general,
         codecs=special or None,
         broadcast_codec=broadcast_codec or None,
+        initial=initial or None,
         seed=seed,
         fresh_worker=fresh_worker or None,
         limits=limits or None,

@@ -19,6 +19,7 @@ from skerry_protos.errors import ConfigError
 from skerry_protos.messages import DeviceId, Digest, Parcel, ParcelId, ParcelKind, new_id
 from skerry_protos.v1 import models_pb2
 
+from tests.artefacts import packed
 from tests.fleet import SmallFleet, small_fleet
 
 HALVES = Path(__file__).parents[2] / "apps" / "halves"
@@ -158,6 +159,7 @@ async def test_drift_on_devices_begins_a_run_once_and_a_restart_changes_nothing(
         kept = await policies.get("digits")
         assert (kept.last_run, kept.last_at) == (run.id, clock[0])
         assert "2 devices drift by 0.25 or more, one by 0.9" in kept.last_why
+        assert "begins with the app's own model: digits@1 is not in the registry" in kept.last_why
         await says(fleet, "three", 0.9, 1)
         await policies.look()
         rows = await fleet.store.read(lambda c: c.execute(sa.select(audit)).all())
@@ -180,6 +182,26 @@ async def test_drift_on_devices_begins_a_run_once_and_a_restart_changes_nothing(
         clock[0] += DAY
         await policies.look()
         assert len(await policy_runs(fleet, policies)) == 1
+
+
+async def test_a_policys_run_begins_with_the_model_in_service(tmp_path: Path) -> None:
+    async with small_fleet(tmp_path, devices=["one"]) as fleet:
+        policies = Policies(store=fleet.store, runs=fleet.runs, roster=fleet.registry)
+        trained = await fleet.train(HALVES, rounds=2)
+        digest, _ = await fleet.runs.add_app(read_app(HALVES).bundle)
+        packs = {f"{seed}.zip": packed(tmp_path / str(seed), seed=seed) for seed in (1,)}
+        await fleet.models.add("digits", packs, lineage={"run": trained.id}, by="test")
+        wish = {"app": digest, "options": {"rounds": 1}}
+        await policies.keep(Policy.parse("digits", wish, by="ann", now=time.time()))
+        await says(fleet, "one", 0.9, 1)
+        await policies.look()
+        (run,) = await policy_runs(fleet, policies)
+        assert run.options["initial"] == trained.id
+        why = (await policies.get("digits")).last_why
+        assert why.endswith(f"begins with the model of run {trained.id}, of which digits@1 is")
+        done = await fleet.ended(run)
+        assert done.state == "completed", await fleet.story(run)
+        assert fleet.model(done).arrays["arrays"]["steps"].numpy() == 3
 
 
 async def test_a_run_that_cannot_begin_is_said_and_tried_again_before_the_cooldown(

@@ -37,7 +37,7 @@ def run_app(
         run_config=dict(plan.run_config),
     )
     ready()
-    with watching(grid), streaming(asker, plan.aggregation_memory_bytes):
+    with watching(grid, plan), streaming(asker, plan.aggregation_memory_bytes):
         app(grid, context)
         grid.settle()
     grid.check_heard()
@@ -71,7 +71,7 @@ def run_strategy(
         assert evaluate is not None
         return MetricRecord(evaluate(number, tensors_of(arrays)))
 
-    with watching(grid), streaming(asker, plan.aggregation_memory_bytes):
+    with watching(grid, plan), streaming(asker, plan.aggregation_memory_bytes):
         result = strategy.start(
             grid=grid,
             initial_arrays=arrays_of(weights),

@@ -8,14 +8,19 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
-from skerry_cloud.strategies.flower.conversion import put_on_disk
+from skerry_cloud.strategies import RoundPlan
+from skerry_cloud.strategies.beginning import begin_with, not_begun_with
+from skerry_cloud.strategies.flower.conversion import arrays_of, put_on_disk, tensors_of
 from skerry_cloud.strategies.flower.grid import SkerryGrid
 from skerry_cloud.strategies.flower.resume import resuming
 
 
 @contextmanager
-def watching(grid: SkerryGrid) -> Iterator[None]:
-    """See every Strategy.start in this process: its rounds, metrics and arrays."""
+def watching(grid: SkerryGrid, plan: RoundPlan) -> Iterator[None]:
+    """See every Strategy.start in this process: its rounds, metrics and arrays.
+
+    The first one begins with the model that the plan names, where it names one that fits.
+    """
     original = Strategy.start
     first = [True]  # only the first one makes checkpoints: resume.py
 
@@ -24,6 +29,9 @@ def watching(grid: SkerryGrid) -> Iterator[None]:
         bound.apply_defaults()
         evaluate = _observed_evaluation(grid, bound.arguments["evaluate_fn"])
         # Flower and the app hold the first model as long as the run lasts.
+        if first and plan.initial is not None:
+            own = tensors_of(bound.arguments["initial_arrays"])
+            bound.arguments["initial_arrays"] = arrays_of(begin_with(grid.asker, plan, own))
         put_on_disk(bound.arguments["initial_arrays"], grid.asker)
         with _observing(grid, self, bound.arguments["num_rounds"]):
             grid.model = bound.arguments["initial_arrays"]
@@ -42,6 +50,8 @@ def watching(grid: SkerryGrid) -> Iterator[None]:
     Strategy.start = start
     try:
         yield
+        if first:
+            not_begun_with(grid.asker, plan)
     finally:
         Strategy.start = original
 
