@@ -76,11 +76,16 @@ def test_what_many_missed_is_published_once_more_for_all_of_them(keep: bool) -> 
     for device in devices:
         ask(cast, device, 0, 1, 2, now=100.0)
     assert published(cast, 100.0) == [0, 1, 2]
+    now = 101.0
+    if keep:  # the broker has it, and may be slow
+        assert ask(cast, devices[0], 0, now=now, repair=True) == []
+        assert published(cast, now + 1.0) == []
+        now += FRESH_S
     for number, device in enumerate(devices):
-        assert ask(cast, device, number % 2, now=101.0 + 0.001 * number, repair=True) == []
-    assert published(cast, 101.0 + MERGE_S / 2) == []
-    assert cast.wait_s(101.05) == pytest.approx(MERGE_S - 0.05)
-    assert published(cast, 101.01 + MERGE_S) == [0, 1]
+        assert ask(cast, device, number % 2, now=now + 0.001 * number, repair=True) == []
+    assert published(cast, now + MERGE_S / 2) == []
+    assert cast.wait_s(now + 0.05) == pytest.approx(MERGE_S - 0.05)
+    assert published(cast, now + 0.01 + MERGE_S) == [0, 1]
 
 
 def test_who_misses_a_chunk_again_and_again_gets_it_alone() -> None:
@@ -198,6 +203,15 @@ def test_a_device_with_smaller_packets_is_served_alone() -> None:
     cast = cast_to(A, B)
     ask(cast, A, 0, now=100.0)
     assert ask(cast, B, 0, now=100.0, size=CHUNK // 2) == [0]
+
+
+def test_a_device_that_only_lost_patience_is_not_served_alone_what_is_on_its_way() -> None:
+    cast = cast_to(A, B, keep=True)
+    ask(cast, A, 0, now=100.0)
+    ask(cast, B, 0, now=100.0)
+    assert published(cast, 100.0) == [0]
+    assert ask(cast, B, 0, now=104.0, size=CHUNK // 2) == []
+    assert ask(cast, B, 0, now=101.0 + FRESH_S, size=CHUNK // 2) == [0]
 
 
 def test_a_device_that_lost_its_connection_is_not_waited_for_and_may_come_back() -> None:

@@ -55,6 +55,7 @@ class Cast:
     kept: set[int] = field(default_factory=set)
     pending: list[tuple[float, int]] = field(default_factory=list)  # a heap: (when, offset)
     repairs: deque[tuple[float, int]] = field(default_factory=deque)
+    _fits: set[DeviceId] = field(default_factory=set)  # who asked for chunks of this size
     _wants: dict[tuple[DeviceId, int], int] = field(default_factory=dict)
     _begin_s: float = 0.0
     _joined_s: float = 0.0  # when the last one began to listen
@@ -83,10 +84,16 @@ class Cast:
             self.listening[device] = self._joined_s = now
         self.chunk = self.chunk or chunk
         if chunk != self.chunk:  # the device's packets are smaller, or larger
-            return offsets
+            return [o for o in offsets if not self._coming(device, chunk, o, now)]
+        self._fits.add(device)
         self._begin_s = self._begin_s or now + self._gather_s
         take = self._repair if repair else self._want
         return [offset for offset in offsets if not take(device, offset, now)]
+
+    def _coming(self, device: DeviceId, chunk: int, offset: int, now: float) -> bool:
+        """Return whether a device only lost patience, and asks for parts of what is on its way."""
+        at = self.published.get(offset - offset % self.chunk)
+        return chunk < self.chunk and device in self._fits and at is not None and now - at < FRESH_S
 
     def _want(self, device: DeviceId, offset: int, now: float) -> bool:
         """Return whether the device hears a chunk, or will."""
@@ -96,7 +103,7 @@ class Cast:
             at = None
         if at is None:
             self._publish(offset, now if self._keeping else max(now, self._begin_s))
-        elif at == math.inf or (offset in self.kept and device not in self.deaf):
+        elif at == math.inf or self._kept_for(device, offset):
             pass
         elif at < since and self._late(offset, at) >= 2:
             self._publish(offset, now + self._gather_s)
@@ -109,13 +116,16 @@ class Cast:
         at = self.published.get(offset)
         if at is None:
             return self._want(device, offset, now)
-        if at == math.inf:
-            return True
+        if at == math.inf or (self._kept_for(device, offset) and now - at < FRESH_S):
+            return True  # a broker that has so much to hand over is slow
         times = self._wants[device, offset] = self._wants.get((device, offset), 0) + 1
         if times <= MERGED:
             self.published[offset] = math.inf
             self.repairs.append((now + MERGE_S, offset))
         return times <= MERGED
+
+    def _kept_for(self, device: DeviceId, offset: int) -> bool:
+        return offset in self.kept and device not in self.deaf
 
     def _publish(self, offset: int, when: float) -> None:
         self.published[offset] = math.inf  # those who begin to listen until then will hear it
