@@ -10,6 +10,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from skerry_cloud.door import Door
+
 CONNECTIONS_LIMIT = 5000
 TLS_BUFFER = 32 * 1024
 """What a TLS connection holds to read into, before it has said anything; a record has 16 KiB.
@@ -65,8 +67,16 @@ class _Server(uvicorn.Server):
         self.ready = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        # As uvicorn's own, but for who takes the connections.
+        await self.lifespan.startup()
+        self.servers = [Door(bound, self._protocol, self.config.ssl) for bound in sockets or []]  # type: ignore[misc]
+        self.started = True
         self.ready.set()
+
+    def _protocol(self) -> asyncio.Protocol:
+        return _Protocol(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
