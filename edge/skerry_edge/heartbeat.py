@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from skerry_protos.codecs import installed as codecs
+from skerry_protos.messages import BESIDE
 from skerry_protos.v1 import work_pb2
 from skerry_protos.versions import installed_version
 
 from skerry_edge.conditions import Readings
 from skerry_edge.telemetry import capabilities, uptime_s, versions
 
+FEATURES = (BESIDE,)
+"""What this agent can beyond what its protocol's version says."""
 State = Literal["idle", "working", "waiting"]
 
 
@@ -49,6 +52,7 @@ def heartbeat(
         arch=platform.machine(),
         cpus=os.cpu_count() or 0,
         codecs=codecs(),
+        features=FEATURES,
         energy_today_j=energy_today_j,
         energy_source=energy_source,
         labels=labels,

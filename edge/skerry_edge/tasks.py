@@ -29,6 +29,8 @@ from skerry_edge.states import FEEDBACK, STATE
 from skerry_edge.worker.messages import Job
 from skerry_edge.worker.process import Result
 
+BESIDE = "beside"
+"""The file, in a task's folder, of what goes with a content of tensors alone."""
 BUNDLE, CONTENT = "bundle", "content"
 TAIL_LIMIT = 8 * 1024
 REASON_LIMIT = 1000
@@ -53,6 +55,7 @@ class Spent:
 
     queued_s: float = 0.0
     download_s: float = 0.0
+    held_bytes: int = 0
     energy_j: float = 0.0
 
 
@@ -81,6 +84,8 @@ def read_task(parcel: Parcel) -> Task:
         raise _malformed(parcel, "it has no bundle, or names another one than it carries")
     if content is None and not body.content:
         raise _malformed(parcel, "it has no content")
+    if content is None and body.beside:
+        raise _malformed(parcel, "it has settings beside a content that it does not have")
     if not body.message_type:
         raise _malformed(parcel, "it has no message type")
     return Task(
@@ -125,6 +130,7 @@ def job_of(
         entry=bundle.manifest.client,
         message_type=body.message_type,
         content=str(content),
+        beside=str(folder / BESIDE) if body.beside else "",
         reply=str(folder / "reply"),
         state=str(states.get(STATE) or ""),
         state_out=str(folder / STATE),
@@ -159,6 +165,7 @@ def answer_of(result: Result, folder: Path, spent: Spent, *, reply_limit: int) -
         codec=outcome.codec,
         plain_bytes=max(0, outcome.plain_bytes),
         energy_j=spent.energy_j,
+        held_bytes=spent.held_bytes,
     )
     code, reason = outcome.code, outcome.reason
     if not outcome.failed:

@@ -20,6 +20,7 @@ from skerry_edge.outbox import Ledger, file_name
 from skerry_edge.routes import Route
 from skerry_edge.states import FEEDBACK, STATE
 from skerry_edge.tasks import (
+    BESIDE,
     Answer,
     Spent,
     Task,
@@ -111,7 +112,7 @@ class Workshop:
         try:
             began = time.monotonic()
             bundle = await self._bundle(task)
-            content = await self._content(task, folder)
+            content = await self._content(task, folder, spent)
             spent.download_s = time.monotonic() - began
             energy = Share(self._budget, idle_w=self._idle_w)
             result = await self._run(task, bundle, content, workers, folder)
@@ -142,9 +143,13 @@ class Workshop:
         await self._policy.require(task.parcel, found, self._fetch)
         return found
 
-    async def _content(self, task: Task, folder: Path) -> Path:
-        """Return the records file the task asks with."""
+    async def _content(self, task: Task, folder: Path, spent: Spent) -> Path:
+        """Return the records file the task asks with; what goes with it is in the folder."""
         if task.content is not None:
+            if task.body.beside:
+                (folder / BESIDE).write_bytes(task.body.beside)
+            if self._blobs.path(task.content.digest) is not None:
+                spent.held_bytes = task.content.size
             return await self._fetch(task.content)
         path = folder / "content"
         path.write_bytes(task.body.content)  # a few KiB, read by the worker at once

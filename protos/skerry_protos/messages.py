@@ -19,6 +19,8 @@ Digest = NewType("Digest", str)
 
 BODY_LIMIT = 48 * 1024
 """Largest parcel body, bytes: a parcel fits in one 64 KiB MQTT message."""
+BESIDE = "beside"
+"""The feature of devices that take tasks whose content blob is of tensors alone (work.proto)."""
 INLINE_LIMIT = 32 * 1024
 """Records up to this many bytes travel inside the body; larger ones as a blob."""
 BLOBS_LIMIT = 16

@@ -110,6 +110,23 @@ def _place(header: pb.Records, specs: list[pb.TensorSpec]) -> bytes:
         start = needed
 
 
+def apart(records: Records) -> tuple[Records, Records]:
+    """Return the tensors alone and all else, each as Records; `together` is the way back.
+
+    The same tensors make the same file then, whatever settings go with them.
+    """
+    rest = Records(metrics=records.metrics, configs=records.configs)
+    return Records(arrays=records.arrays), rest
+
+
+def together(tensors: Records, rest: Records) -> Records:
+    """Return what `apart` took apart; PeerError when these are not its two parts."""
+    names = [*tensors.arrays, *rest.metrics, *rest.configs]
+    if tensors.metrics or tensors.configs or rest.arrays or len(set(names)) < len(names):
+        raise PeerError("records that came in two parts do not fit together")
+    return Records(arrays=tensors.arrays, metrics=rest.metrics, configs=rest.configs)
+
+
 def size_of(parts: Iterable[bytes | memoryview]) -> int:
     """Return the bytes of the encoded parts."""
     return sum(memoryview(part).nbytes for part in parts)

@@ -306,6 +306,9 @@ class World:
     def begin(self, *, rounds: int = 1, beside: int = 0, **options: Any) -> Trip:
         """Begin a run of the ledger app on all devices, and on so many `beside` them."""
         self._runs += 1
+        for boat in self.boats:  # the same models again, which are to cross again
+            for held in (boat.home / "blobs").glob("brief-*/*"):
+                held.unlink(missing_ok=True)
         report = self.home / "reports" / f"{self._runs}"
         report.mkdir(parents=True)
         config = {"report": str(report), **options.pop("run_config", {})}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skerry_protos import records as codec
 from skerry_protos.errors import PeerError
-from skerry_protos.records import RecordLimits, Records, decode, to_bytes
+from skerry_protos.records import RecordLimits, Records, apart, decode, to_bytes, together
 from skerry_protos.tensors import Tensor
 from skerry_protos.v1 import records_pb2 as pb
 
@@ -176,3 +176,30 @@ def test_a_value_that_cannot_cross_is_named() -> None:
         to_bytes(Records(metrics={"m": {"k": "text"}}))  # type: ignore[dict-item]
     with pytest.raises(TypeError, match=r"c\['k'\]"):
         to_bytes(Records(configs={"c": {"k": [1, "a"]}}))  # type: ignore[dict-item]
+
+
+def test_records_are_taken_apart_and_put_together() -> None:
+    whole = Records(
+        arrays={"arrays": {"w": Tensor.of(np.arange(3.0))}},
+        metrics={"metrics": {"n": 1}},
+        configs={"config": {"lr": 0.5}},
+    )
+    tensors, rest = apart(whole)
+    assert (tensors.metrics, tensors.configs, rest.arrays) == ({}, {}, {})
+    assert together(tensors, rest) == whole
+    other = apart(Records(arrays=whole.arrays, configs={"config": {"lr": 0.1}}))[0]
+    assert to_bytes(other) == to_bytes(tensors)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "rest"),
+    [
+        (Records(configs={"config": {}}), Records()),
+        (Records(metrics={"metrics": {}}), Records()),
+        (Records(), Records(arrays={"arrays": {}})),
+        (Records(arrays={"one": {}}), Records(configs={"one": {}})),
+    ],
+)
+def test_two_parts_that_do_not_fit_together_are_refused(tensors: Records, rest: Records) -> None:
+    with pytest.raises(PeerError, match="do not fit together"):
+        together(tensors, rest)

@@ -14,6 +14,7 @@ from skerry_edge.energy import Budget
 from skerry_edge.identity import Identity, LinkAddress
 from skerry_edge.links import LinkConfig
 from skerry_edge.links.crossing import Connection, Crossing
+from skerry_edge.worker.coding import whole
 from skerry_edge.worker.messages import Job, Outcome
 from skerry_edge.worker.pool import Workers
 from skerry_edge.worker.process import Result
@@ -59,7 +60,8 @@ class SimulatedWorkers(Workers):
             failed = dice.random() < self._plan.fails
             if not failed:
                 train = job.message_type == "train"
-                reply = app.answer(records.read(Path(job.content)), job.device, train=train)
+                asked = whole(job, records.read(Path(job.content)))
+                reply = app.answer(asked, job.device, train=train)
                 if dice.random() < self._plan.spoils:
                     reply = app.spoiled(reply, dice)
                 await asyncio.to_thread(Path(job.reply).write_bytes, records.to_bytes(reply))

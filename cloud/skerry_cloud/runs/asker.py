@@ -24,6 +24,8 @@ from skerry_cloud.runs.coding import Coding
 
 INLINE_TOGETHER = BODY_LIMIT - 64 * 1024
 PIECE = 1024 * 1024
+BESIDE_LIMIT = 4 * 1024
+"""A task has its run's configuration and more beside this (messages.BODY_LIMIT)."""
 GRACE_S = 60.0
 """How long after a question's deadline the coordinator may take to say so."""
 
@@ -149,7 +151,9 @@ class Asker:
             self._asked += 1
             number = self._asked
         sent = self._coding.sent(asks)
-        contents, body, place = self._contents(sent)
+        # All or none: a fleet that has both would be sent the same model twice.
+        two = all(one.node in self._coding.beside for one in asks)
+        contents, body, place = self._contents(sent, two_parts=two)
         wants = [
             {
                 "node": one.node,
@@ -313,9 +317,13 @@ class Asker:
     # Below: the channel.
 
     def _contents(
-        self, contents: Sequence[Records]
+        self, contents: Sequence[Records], *, two_parts: bool
     ) -> tuple[list[dict[str, Any]], bytes, dict[int, int]]:
-        """Return each distinct content once: small ones in the body, larger ones as files."""
+        """Return each distinct content once: small ones in the body, larger ones as files.
+
+        With `two_parts` such a file is of the tensors alone, and what goes with them is in the
+        body: the model that devices evaluate is the one that they train next.
+        """
         said: list[dict[str, Any]] = []
         place: dict[int, int] = {}
         body = bytearray()
@@ -328,8 +336,19 @@ class Asker:
             if size <= INLINE_LIMIT and len(body) + size <= INLINE_TOGETHER:
                 said.append({"begin": len(body), "end": len(body) + size})
                 body += b"".join(parts)
-            else:
-                said.append({"file": self._file(parts)})
+                continue
+            rest = b""
+            if two_parts:
+                tensors, others = codec.apart(content)
+                rest = codec.to_bytes(others)
+                if len(rest) <= BESIDE_LIMIT and len(body) + len(rest) <= INLINE_TOGETHER:
+                    parts = codec.encode(tensors)
+                else:
+                    rest = b""
+            said.append(
+                {"file": self._file(parts), "begin": len(body), "end": len(body) + len(rest)}
+            )
+            body += rest
         return said, bytes(body), place
 
     def _place(self) -> Path:
@@ -392,6 +411,7 @@ class Asker:
             elif said["do"] == "nodes":
                 found = said["nodes"]
                 self._coding.decodes |= set(said["decodes"])
+                self._coding.beside |= set(said["beside"])
                 self._nodes = [Node(node=one["node"], device=one["device"]) for one in found]
             elif said["do"] == "asked":
                 self._tasks[said["ask"]] = list(said["tasks"])

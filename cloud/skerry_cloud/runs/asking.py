@@ -21,7 +21,7 @@ from skerry_cloud.runs.muster import Muster
 from skerry_cloud.runs.plan import RunOptions
 from skerry_cloud.runs.recall import Print, fingerprint
 from skerry_cloud.runs.tasks import OUTAGE_S, Asked, TaskMaker, parcel_bytes
-from skerry_cloud.runs.wishes import Question
+from skerry_cloud.runs.wishes import Content, Question
 from skerry_cloud.runs.world import GoneError, Waiting, World, naming
 from skerry_cloud.store import blobs as kept_blobs
 from skerry_cloud.store import questions as recorded
@@ -63,18 +63,19 @@ class Asking:
         """Return a question's print; reads what it asks with, and belongs in a thread."""
         found = []
         for content in question.contents:
-            if isinstance(content, bytes):
-                found.append(hashlib.sha256(content).hexdigest())
+            if isinstance(content.data, bytes):
+                digest = hashlib.sha256(content.data).hexdigest()
             else:
-                with (self._scratch / content).open("rb") as file:
-                    found.append(hashlib.file_digest(file, "sha256").hexdigest())
+                with (self._scratch / content.data).open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found.append(_digest(digest, content))
         return fingerprint(question, found)
 
     def discard(self, question: Question) -> None:
         """Remove the files of a question that is not asked."""
         for content in question.contents:
-            if isinstance(content, str):
-                (self._scratch / content).unlink(missing_ok=True)
+            if isinstance(content.data, str):
+                (self._scratch / content.data).unlink(missing_ok=True)
 
     async def ask(self, question: Question, number: int, round_: int, maker: TaskMaker) -> New:
         """Store a question under a number of its own; `round_` is the run's now."""
@@ -82,8 +83,10 @@ class Asking:
             contents = await self._contents(question)
             failpoint("ask.adopted")
             digests = [
-                hashlib.sha256(one).hexdigest() if isinstance(one, bytes) else one.digest
-                for one in contents
+                _digest(
+                    hashlib.sha256(one).hexdigest() if isinstance(one, bytes) else one.digest, said
+                )
+                for one, said in zip(contents, question.contents, strict=True)
             ]
             new = await self._plan(question, number, contents, maker)
             try:
@@ -92,18 +95,18 @@ class Asking:
             except GoneError:
                 continue
         for content in question.contents:
-            if isinstance(content, str):
-                self._world.adopted(self._scratch / content)
+            if isinstance(content.data, str):
+                self._world.adopted(self._scratch / content.data)
         return new
 
     async def _contents(self, question: Question) -> list[bytes | BlobRef]:
         """Return what is asked with; a file becomes a blob, on disk before the task is stored."""
         found: list[bytes | BlobRef] = []
         for content in question.contents:
-            if isinstance(content, bytes):
-                found.append(content)
+            if isinstance(content.data, bytes):
+                found.append(content.data)
             else:
-                found.append(await self._world.adopt(self._scratch / content, "content"))
+                found.append(await self._world.adopt(self._scratch / content.data, "content"))
         return found
 
     async def _plan(
@@ -137,6 +140,7 @@ class Asking:
                     group=want.group,
                     ttl_s=want.ttl_s,
                     content=contents[want.content],
+                    beside=question.contents[want.content].beside,
                     node_config=self._muster.node_config(device),
                     codec_json=self._codecs.task_json(device, want.message_type),
                 )
@@ -209,6 +213,13 @@ class Asking:
             question=exchange.number,
             content=content.digest if content is not None else "",
         )
+
+
+def _digest(of_data: str, content: Content) -> str:
+    """Return the digest of all that is asked with, from that of its data."""
+    if not content.beside:
+        return of_data
+    return hashlib.sha256(of_data.encode() + content.beside).hexdigest()
 
 
 def about(exchange: Exchange, here: Collection[DeviceId]) -> Waiting:

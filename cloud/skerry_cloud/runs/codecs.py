@@ -6,7 +6,7 @@ An agent that announces no codec (an older one) is asked for none, and the run's
 import json
 
 from skerry_protos.codecs import FEEDBACK, LOSSLESS, NONE, Codec
-from skerry_protos.messages import DeviceId
+from skerry_protos.messages import BESIDE, DeviceId
 
 from skerry_cloud.runs.plan import RunOptions
 from skerry_cloud.selectors import Selector, parse
@@ -45,6 +45,10 @@ class Codecs:
     def decodes(self, device: Device) -> bool:
         """Return whether the device is sent its models coded."""
         return self.broadcast != NONE and LOSSLESS in announced(device)
+
+    def beside(self, device: Device) -> bool:
+        """Return whether the device takes a model and what goes with it in two parts."""
+        return BESIDE in map(str, device.heartbeat.get("features", ()))
 
     def wanted(self, device: Device) -> Codec:
         """Return what the run wishes of the device: by the first selector that means it."""

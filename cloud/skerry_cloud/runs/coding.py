@@ -32,6 +32,7 @@ class Coding:
     used: bool = False  # replies may come coded
     broadcast: str = NONE
     decodes: set[int] = field(default_factory=set)  # nodes that take a coded model
+    beside: set[int] = field(default_factory=set)  # nodes that take a model and the rest apart
     asked: dict[str, Records] = field(default_factory=dict)  # by task, until it is answered
 
     def sent(self, asks: "Sequence[Ask]") -> list[Records]:

@@ -299,7 +299,8 @@ class Conductor:
             failpoint("nodes.committed")
         said = [{"node": node, "device": device} for node, device in nodes]
         decodes = self.muster.nodes_where(self.questions.codecs.decodes)
-        self._say({"do": "nodes", "nodes": said, "decodes": decodes}, b"")
+        beside = self.muster.nodes_where(self.questions.codecs.beside)
+        self._say({"do": "nodes", "nodes": said, "decodes": decodes, "beside": beside}, b"")
 
     def _note_waiting(self, waiting: Waiting | None) -> None:
         self._waiting = waiting or COMPUTING

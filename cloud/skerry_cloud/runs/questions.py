@@ -249,6 +249,7 @@ class Questions:
             "reply": parcel_bytes(parcel),
             "replied_at": now,
             "bytes_up": size,
+            "bytes_down": _crossed(part, answer),
             "answer": content.digest if isinstance(content, BlobRef) else "",
         }
 
@@ -354,3 +355,11 @@ class Questions:
             self._where.pop(task, None)
         self.deliveries.forget(exchange)
         self._open.pop(exchange.number, None)
+
+
+def _crossed(part: Part, answer: Answer) -> int:
+    """Return the bytes that a task took to a device, less those that it says it had already."""
+    content = part.parcel.blob("content")
+    size = 0 if content is None else content.size
+    held = int(answer.report.get("held_bytes", 0))
+    return len(part.parcel.body) + size - min(held, size)

@@ -55,6 +55,7 @@ class Asked:
     group: str
     ttl_s: float
     content: bytes | BlobRef
+    beside: bytes = b""
     node_config: Mapping[str, Any]
     codec_json: str = ""
 
@@ -112,6 +113,7 @@ class TaskMaker:
             message_id=task,
             ttl_s=asked.ttl_s,
             codec_json=asked.codec_json,
+            beside=asked.beside,
         ).SerializeToString()
         if len(body) > BODY_LIMIT:
             raise PeerError(f"a task of {len(body)} bytes; expected at most {BODY_LIMIT}")
@@ -186,6 +188,8 @@ def _report(report: work_pb2.WorkReport) -> dict[str, float | bool | str]:
         value = float(getattr(report, name))
         if 0 <= value < 1e15:
             found[name] = round(value, 6)
+    if report.held_bytes < 2**50:
+        found["held_bytes"] = report.held_bytes
     found["warm"] = report.warm
     if report.codec.partition(",")[0] in NAMES and report.plain_bytes < 2**50:
         found |= {"codec": shown(report.codec, 64), "plain_bytes": report.plain_bytes}

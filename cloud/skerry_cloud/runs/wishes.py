@@ -35,8 +35,19 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What is asked with: bytes, or the name of a file in the scratch folder.
+
+    `beside` is what goes with a file of tensors alone, as the bytes of records without any.
+    """
+
+    data: bytes | str
+    beside: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """Tasks asked together. Contents are bytes, or names of files in the scratch folder."""
+    """Tasks asked together."""
 
     number: int
     side: bool  # asked by a thread of the app's, not by its main one
@@ -44,7 +55,7 @@ class Question:
     phase: str
     timeout_s: float
     wants: tuple[Want, ...]
-    contents: tuple[bytes | str, ...]
+    contents: tuple[Content, ...]
 
     @classmethod
     def parse(cls, said: Mapping[str, Any], body: bytes) -> Self:
@@ -82,15 +93,15 @@ def _want(one: Any, contents: int) -> Want:
     )
 
 
-def _content(one: Any, body: bytes) -> bytes | str:
+def _content(one: Any, body: bytes) -> Content:
     if not isinstance(one, dict):
         raise PeerError("the run's server side brought unreadable content")
-    if "file" in one:
-        return file_name(one)
     begin, end = whole(one, "begin"), whole(one, "end")
     if not begin <= end <= len(body) or end - begin > INLINE_LIMIT:
         raise PeerError("the run's server side brought content out of bounds")
-    return body[begin:end]
+    if "file" in one:
+        return Content(data=file_name(one), beside=body[begin:end])
+    return Content(data=body[begin:end])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,7 +56,7 @@ def perform(job: Job, apps: dict[tuple[str, str], App]) -> Outcome:
     said = coding.Said(reply=Records())
     try:
         app = _app(job, apps)
-        content, _ = coding.opened(_read(Path(job.content)))
+        content, _ = coding.opened(coding.whole(job, _read(Path(job.content))))
         reply, kept = app.handle(job, content, _state(job))
         said = coding.said(job, reply)
         write(said.reply, Path(job.reply))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from skerry_protos.codecs import FEEDBACK, STYPE, Codec
 from skerry_protos.errors import SkerryError
-from skerry_protos.records import RecordLimits, Records, encode, read, size_of, write
+from skerry_protos.records import RecordLimits, Records, encode, read, size_of, together, write
 from skerry_protos.tensors import Tensor
 
 from skerry_edge.worker.messages import Job
@@ -35,6 +35,11 @@ class Said:
     codec: str = ""
     plain_bytes: int = 0
     feedback: bool = False
+
+
+def whole(job: Job, content: Records) -> Records:
+    """Return what a job is asked with, given the records of its content: what came beside joins."""
+    return together(content, read(Path(job.beside))) if job.beside else content
 
 
 def opened(content: Records) -> tuple[Records, bool]:

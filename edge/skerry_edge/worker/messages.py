@@ -50,6 +50,7 @@ class Job:
     message_type: str
     content: str  # the records file asked with
     reply: str  # where to write the records file answered with
+    beside: str = ""  # the records file of what goes with a content of tensors alone
     state: str = ""  # the app's state of this run, when there is one
     state_out: str = ""  # where to write its next state
     codec: dict[str, Any] = field(default_factory=dict)  # how to code an update; empty: not at all

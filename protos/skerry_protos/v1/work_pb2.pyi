@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Task(_message.Message):
-    __slots__ = ("message_type", "content", "group", "flower_run", "node", "run_config_json", "node_config_json", "app", "limits", "fresh_worker", "created_unix_s", "message_id", "ttl_s", "codec_json")
+    __slots__ = ("message_type", "content", "group", "flower_run", "node", "run_config_json", "node_config_json", "app", "limits", "fresh_worker", "created_unix_s", "message_id", "ttl_s", "codec_json", "beside")
     MESSAGE_TYPE_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,7 @@ class Task(_message.Message):
     MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
     TTL_S_FIELD_NUMBER: _ClassVar[int]
     CODEC_JSON_FIELD_NUMBER: _ClassVar[int]
+    BESIDE_FIELD_NUMBER: _ClassVar[int]
     message_type: str
     content: bytes
     group: str
@@ -36,7 +37,8 @@ class Task(_message.Message):
     message_id: str
     ttl_s: float
     codec_json: str
-    def __init__(self, message_type: _Optional[str] = ..., content: _Optional[bytes] = ..., group: _Optional[str] = ..., flower_run: _Optional[int] = ..., node: _Optional[int] = ..., run_config_json: _Optional[str] = ..., node_config_json: _Optional[str] = ..., app: _Optional[_Union[AppRef, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., fresh_worker: _Optional[bool] = ..., created_unix_s: _Optional[float] = ..., message_id: _Optional[str] = ..., ttl_s: _Optional[float] = ..., codec_json: _Optional[str] = ...) -> None: ...
+    beside: bytes
+    def __init__(self, message_type: _Optional[str] = ..., content: _Optional[bytes] = ..., group: _Optional[str] = ..., flower_run: _Optional[int] = ..., node: _Optional[int] = ..., run_config_json: _Optional[str] = ..., node_config_json: _Optional[str] = ..., app: _Optional[_Union[AppRef, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., fresh_worker: _Optional[bool] = ..., created_unix_s: _Optional[float] = ..., message_id: _Optional[str] = ..., ttl_s: _Optional[float] = ..., codec_json: _Optional[str] = ..., beside: _Optional[bytes] = ...) -> None: ...
 
 class AppRef(_message.Message):
     __slots__ = ("kind", "name", "digest", "entry")
@@ -83,7 +85,7 @@ class Failure(_message.Message):
     def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., log_tail: _Optional[str] = ...) -> None: ...
 
 class WorkReport(_message.Message):
-    __slots__ = ("queued_s", "download_s", "compute_s", "cpu_s", "peak_rss_bytes", "warm", "codec", "plain_bytes", "energy_j")
+    __slots__ = ("queued_s", "download_s", "compute_s", "cpu_s", "peak_rss_bytes", "warm", "codec", "plain_bytes", "energy_j", "held_bytes")
     QUEUED_S_FIELD_NUMBER: _ClassVar[int]
     DOWNLOAD_S_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +95,7 @@ class WorkReport(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     PLAIN_BYTES_FIELD_NUMBER: _ClassVar[int]
     ENERGY_J_FIELD_NUMBER: _ClassVar[int]
+    HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
     queued_s: float
     download_s: float
     compute_s: float
@@ -102,10 +105,11 @@ class WorkReport(_message.Message):
     codec: str
     plain_bytes: int
     energy_j: float
-    def __init__(self, queued_s: _Optional[float] = ..., download_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., cpu_s: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., warm: _Optional[bool] = ..., codec: _Optional[str] = ..., plain_bytes: _Optional[int] = ..., energy_j: _Optional[float] = ...) -> None: ...
+    held_bytes: int
+    def __init__(self, queued_s: _Optional[float] = ..., download_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., cpu_s: _Optional[float] = ..., peak_rss_bytes: _Optional[int] = ..., warm: _Optional[bool] = ..., codec: _Optional[str] = ..., plain_bytes: _Optional[int] = ..., energy_j: _Optional[float] = ..., held_bytes: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("unix_time_s", "agent_version", "profile", "uptime_s", "load1", "memory_total_bytes", "memory_available_bytes", "disk_free_bytes", "temperature_c", "battery_percent", "charging", "metered", "state", "waiting_for", "capabilities", "versions", "tasks", "arch", "cpus", "codecs", "energy_today_j", "energy_source", "labels")
+    __slots__ = ("unix_time_s", "agent_version", "profile", "uptime_s", "load1", "memory_total_bytes", "memory_available_bytes", "disk_free_bytes", "temperature_c", "battery_percent", "charging", "metered", "state", "waiting_for", "capabilities", "versions", "tasks", "arch", "cpus", "codecs", "energy_today_j", "energy_source", "features", "labels")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +146,7 @@ class Heartbeat(_message.Message):
     CODECS_FIELD_NUMBER: _ClassVar[int]
     ENERGY_TODAY_J_FIELD_NUMBER: _ClassVar[int]
     ENERGY_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     unix_time_s: float
     agent_version: str
@@ -165,8 +170,9 @@ class Heartbeat(_message.Message):
     codecs: _containers.RepeatedScalarFieldContainer[str]
     energy_today_j: float
     energy_source: str
+    features: _containers.RepeatedScalarFieldContainer[str]
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, unix_time_s: _Optional[float] = ..., agent_version: _Optional[str] = ..., profile: _Optional[str] = ..., uptime_s: _Optional[float] = ..., load1: _Optional[float] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., temperature_c: _Optional[float] = ..., battery_percent: _Optional[float] = ..., charging: _Optional[bool] = ..., metered: _Optional[bool] = ..., state: _Optional[str] = ..., waiting_for: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., versions: _Optional[_Mapping[str, str]] = ..., tasks: _Optional[_Iterable[str]] = ..., arch: _Optional[str] = ..., cpus: _Optional[int] = ..., codecs: _Optional[_Iterable[str]] = ..., energy_today_j: _Optional[float] = ..., energy_source: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    def __init__(self, unix_time_s: _Optional[float] = ..., agent_version: _Optional[str] = ..., profile: _Optional[str] = ..., uptime_s: _Optional[float] = ..., load1: _Optional[float] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., temperature_c: _Optional[float] = ..., battery_percent: _Optional[float] = ..., charging: _Optional[bool] = ..., metered: _Optional[bool] = ..., state: _Optional[str] = ..., waiting_for: _Optional[str] = ..., capabilities: _Optional[_Iterable[str]] = ..., versions: _Optional[_Mapping[str, str]] = ..., tasks: _Optional[_Iterable[str]] = ..., arch: _Optional[str] = ..., cpus: _Optional[int] = ..., codecs: _Optional[_Iterable[str]] = ..., energy_today_j: _Optional[float] = ..., energy_source: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class LogLines(_message.Message):
     __slots__ = ("source", "lines")

@@ -20,7 +20,7 @@ ASK: dict[str, Any] = {
     "round": 1,
     "phase": "train",
     "timeout_s": 10,
-    "contents": [{"begin": 0, "end": 4}, {"file": "f1"}],
+    "contents": [{"begin": 0, "end": 4}, {"file": "f1", "begin": 1, "end": 4}],
     "wants": [
         {"node": 2**63, "type": "train.x", "group": "", "ttl_s": 1.5, "content": 0},
         {"node": 3, "type": "get_parameters", "group": "g", "ttl_s": 0, "content": 1},
@@ -30,7 +30,10 @@ ASK: dict[str, Any] = {
 
 def test_a_question_is_read() -> None:
     question = wishes.Question.parse(ASK, b"abcd")
-    assert question.contents == (b"abcd", "f1")
+    assert question.contents == (
+        wishes.Content(data=b"abcd"),
+        wishes.Content(data="f1", beside=b"bcd"),
+    )
     assert [(want.node, want.message_type) for want in question.wants] == [
         (2**63, "train.x"),
         (3, "get_parameters"),

@@ -50,7 +50,7 @@ class Shore:
                 self.said.append(said)
                 if said["do"] == "nodes":
                     nodes = [{"node": one, "device": f"d{one}"} for one in self.nodes]
-                    self._send({"do": "nodes", "nodes": nodes, "decodes": []})
+                    self._send({"do": "nodes", "nodes": nodes, "decodes": [], "beside": []})
                 elif said["do"] == "ask":
                     self._ask(said, body)
 
