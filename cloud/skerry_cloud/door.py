@@ -41,11 +41,17 @@ class Door:
         listener: socket.socket,
         protocol: Callable[[], asyncio.Protocol],
         tls: ssl.SSLContext | None,
+        *,
+        shutdown_s: float | None = None,
     ) -> None:
-        """Begin to listen on a bound socket, which stays the caller's to close."""
+        """Begin to listen on a bound socket, which stays the caller's to close.
+
+        `shutdown_s`: how long a TLS connection that is closed may take to send what is left.
+        """
         self._listener = listener
         self._protocol = protocol
         self._tls = tls
+        self._shutdown_s = shutdown_s if tls else None
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, deque[socket.socket]] = {}  # the next source comes first
         self._count = 0
@@ -141,6 +147,7 @@ class Door:
                 connection,
                 ssl=self._tls,
                 ssl_handshake_timeout=HANDSHAKE_S if self._tls else None,
+                ssl_shutdown_timeout=self._shutdown_s,
             )
 
 

@@ -11,6 +11,7 @@ at QoS 0, since delivery is the session's work.
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 import warnings
 from types import TracebackType
@@ -29,6 +30,7 @@ from skerry_protos.messages import DeviceId
 from skerry_protos.topics import COORDINATOR, Action, allowed
 
 from skerry_cloud.brokers import BrokerConfig, broker_url, listen, reachable, server_context
+from skerry_cloud.door import Door
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,8 @@ class EmbeddedBroker:
         self._config = config
         self._denied: set[str] = set(config.denied)
         self._amqtt: _Broker | None = None
-        self._server: asyncio.Server | None = None
+        self._door: Door | None = None
+        self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.keys = config.keys
         self.address = (reachable(config.host), config.port)
@@ -63,21 +66,13 @@ class EmbeddedBroker:
         # amqtt logs what a client did wrong as warnings and errors, one or more for each packet.
         logging.getLogger("amqtt").setLevel(logging.CRITICAL)
         logging.getLogger("transitions").setLevel(logging.ERROR)
-        listener = listen(self._config)
+        listener = self._listener = listen(self._config)
         try:
             self._amqtt = _Broker(self._denied)
             await self._amqtt.start()
             tls = server_context(self.keys) if self.keys else None
-            self._server = await asyncio.start_server(
-                self._connected,
-                sock=listener,
-                ssl=tls,
-                ssl_handshake_timeout=CONNECT_S if tls else None,
-                ssl_shutdown_timeout=1.0 if tls else None,
-                backlog=512,
-            )
+            self._door = Door(listener, self._protocol, tls, shutdown_s=1.0)
         except BaseException:
-            listener.close()
             await self._stop()
             raise
         port = int(listener.getsockname()[1])
@@ -98,6 +93,10 @@ class EmbeddedBroker:
         self._denied.add(device)
         if self._amqtt:
             self._amqtt.cut(device)
+
+    def _protocol(self) -> asyncio.StreamReaderProtocol:
+        loop = asyncio.get_running_loop()
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), self._connected, loop)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -121,8 +120,10 @@ class EmbeddedBroker:
             writer.transport.abort()
 
     async def _stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        if self._door is not None:
+            self._door.close()
+        if self._listener is not None:
+            self._listener.close()
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
@@ -131,8 +132,8 @@ class EmbeddedBroker:
             with contextlib.suppress(Exception):
                 await self._amqtt.shutdown()
             self._amqtt = None
-        if self._server is not None:
-            await self._server.wait_closed()
+        if self._door is not None:
+            await self._door.wait_closed()
 
 
 def peer_name(writer: asyncio.StreamWriter) -> str | None:
