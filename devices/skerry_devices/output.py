@@ -1,7 +1,9 @@
 """What commands print: a table for people, JSON or JSON lines for programs."""
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, JustifyMethod
     from rich.table import Table
 
 Item = Mapping[str, Any]
+EMPTY = frozenset({"", "-"})
 GAP = 2
 """Characters between two columns."""
 CRAMPED = 4
@@ -45,6 +48,8 @@ class Column:
     """Fold it at words down to so many characters where the terminal is narrow; 0: never."""
     spare: int = 0
     """Leave it out where folding is not enough, the highest number first; 0: never."""
+    right: bool = False
+    """Numbers stand at the right."""
     cut: int = 0
     """An id: on a narrow terminal show its beginning, so long or as long as is unique; 0: all."""
 
@@ -68,7 +73,8 @@ def table(
 ) -> "Table":
     """Return a table without lines, titles in capitals, that fits a terminal of `width` columns.
 
-    Where not all fits, long texts are folded and spare columns left out; a line below names them.
+    Where not all fits, columns that say nothing and spare ones are left out, and long texts folded;
+    a line below names the columns that would have said something.
     """
     from rich.table import Table
     from rich.text import Text
@@ -84,24 +90,32 @@ def table(
             beginnings(texts, column.cut) if column.cut else texts
             for column, texts in zip(columns, cells, strict=True)
         ]
-    widths = fit(columns, natural(), width)
+    widths = fit(columns, natural(), width, empty=[set(texts) <= EMPTY for texts in cells])
     made = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
     for at, chars in widths.items():
-        made.add_column(columns[at].title.upper(), overflow="fold", width=chars)
+        side: JustifyMethod = "right" if columns[at].right else "left"
+        made.add_column(columns[at].title.upper(), overflow="fold", width=chars, justify=side)
     for row in range(len(items)):
         made.add_row(*(Text(cells[at][row]) for at in widths))
-    if missing := [each.title for at, each in enumerate(columns) if at not in widths]:
+    missing = [
+        each.title
+        for at, each in enumerate(columns)
+        if at not in widths and not set(cells[at]) <= EMPTY
+    ]
+    if missing:
         made.caption = f"no room for: {', '.join(missing)} (-o json has them)"
         made.caption_justify = "left"
     return made
 
 
-def fit(columns: Sequence[Column], natural: Sequence[int], width: int) -> dict[int, int]:
+def fit(
+    columns: Sequence[Column], natural: Sequence[int], width: int, empty: Sequence[bool] = ()
+) -> dict[int, int]:
     """Return the width of each column that is shown, by its place, for a terminal of `width`.
 
-    `natural` are the widths that would fold nothing. Spare columns go first, then texts are
-    folded, those furthest above their least first; only when that is not enough either, what
-    should not be folded is.
+    `natural` are the widths that would fold nothing, `empty` which columns say nothing. These go
+    first, then spare columns, then texts are folded, those furthest above their least first; only
+    when that is not enough either, what should not be folded is.
     """
     kept = dict(enumerate(natural))
 
@@ -111,6 +125,10 @@ def fit(columns: Sequence[Column], natural: Sequence[int], width: int) -> dict[i
     def least(at: int) -> int:
         return min(natural[at], columns[at].least or natural[at])
 
+    if sum(kept.values()) > room():
+        for at, says_nothing in enumerate(empty):
+            if says_nothing and len(kept) > 1:
+                del kept[at]
     for at in sorted(kept, key=lambda each: -columns[each].spare):
         if columns[at].spare and sum(map(least, kept)) > room():
             del kept[at]
@@ -161,8 +179,13 @@ def show_one(item: Item, rows: Sequence[tuple[str, str]], form: Format) -> None:
         print(json.dumps(item, indent=2 if form is Format.JSON else None))
         return
     width = max(len(name) for name, _ in rows) + 2
+    room = shutil.get_terminal_size().columns - width if sys.stdout.isatty() else 0
     for name, value in rows:
-        print(f"{name:<{width}}{value}".rstrip())
+        lines = [value]
+        if room > CRAMPED and len(value) > room:
+            lines = textwrap.wrap(value, room, break_long_words=False, break_on_hyphens=False)
+        for number, line in enumerate(lines):
+            print(f"{name if not number else '':<{width}}{line}".rstrip())
 
 
 def done(item: Item, sentence: str, form: Format) -> None:

@@ -16,7 +16,7 @@ from skerry_protos.errors import DeadlineError, LinkError, RejectedError, Skerry
 
 from skerry_devices.client import POLL_S, Client, at
 from skerry_devices.journal import Answer, Phase, Round, Story, shown_metrics
-from skerry_devices.output import Format, clock, coded_size, console, size
+from skerry_devices.output import Column, Format, clock, coded_size, console, size, table
 from skerry_devices.signals import interruptible
 
 if TYPE_CHECKING:
@@ -201,29 +201,35 @@ def picture(run: str, story: Story, waiting: dict[str, Any] | None) -> "Renderab
 Down = Mapping[tuple[int, str], int]
 
 
+ROUND_COLUMNS = (
+    Column("round", lambda r: r["cells"][0], right=True),
+    Column("phase", lambda r: r["cells"][1]),
+    Column("asked", lambda r: r["cells"][2], right=True),
+    Column("replied", lambda r: r["cells"][3], right=True),
+    Column("failed", lambda r: r["cells"][4], right=True),
+    Column("late", lambda r: r["cells"][5], right=True),
+    Column("refused", lambda r: r["cells"][6], right=True),
+    Column("down", lambda r: r["down"], right=True, spare=2),
+    Column("up", lambda r: r["cells"][7], right=True, spare=1),
+    Column("time", lambda r: r["cells"][8], right=True),
+    Column("metrics", lambda r: r["cells"][9], least=20),
+)
+"""What `phase_row` says, and what was sent to devices."""
+
+
 def rounds_table(rounds: list[Round], down: Down | None = None) -> "RenderableType":
     """Return a table with one row for each phase of these rounds; `down`: bytes sent to devices."""
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    titles = ["ROUND", "PHASE", "ASKED", "REPLIED", "FAILED", "LATE", "REFUSED", "UP", "TIME"]
-    if down is not None:
-        titles.insert(7, "DOWN")
-    for title in titles:
-        made.add_column(title, justify="left" if title in {"PHASE"} else "right")
-    made.add_column("METRICS")
+    rows = []
     for each in rounds:
         for phase in each.phases.values():
-            cells = phase_row(each, phase)
-            if down is not None:
-                cells.insert(7, size(down.get((each.number, phase.name))))
-            made.add_row(*(Text(cell) for cell in cells))
+            sent = "" if down is None else size(down.get((each.number, phase.name)))
+            rows.append({"cells": phase_row(each, phase), "down": sent})
         for name, values in each.metrics.items():
             if name not in each.phases:
-                row = [str(each.number), name, *[""] * (len(titles) - 2), shown_metrics(values)]
-                made.add_row(*(Text(cell) for cell in row))
-    return made
+                cells = [str(each.number), name, *[""] * 7, shown_metrics(values)]
+                rows.append({"cells": cells, "down": ""})
+    columns = [each for each in ROUND_COLUMNS if down is not None or each.title != "down"]
+    return table(columns, rows)
 
 
 def phase_row(each: Round, phase: Phase) -> list[str]:
