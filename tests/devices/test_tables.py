@@ -69,7 +69,7 @@ ON_DEVICE = {
     "device": DEVICE,
     "wave": 1,
     "state": "failed",
-    "readings": {"now": {"accuracy": 0.9312, "latency_p95_s": 0.213, "memory_mb": 81.25}},
+    "readings": {"now": {"accuracy": 0.9312, "latency_p95_s": 0.213, "memory_bytes": 81.25e6}},
     "changed_at": NOW - 400,
     "why": "latency_p95_s 0.213 is above 0.05",
 }

@@ -8,7 +8,7 @@ import typer
 from skerry_protos.errors import ConfigError, RejectedError
 
 from skerry_devices.cli import group
-from skerry_devices.output import Column, Format, Output, ago, clock, done, show_list
+from skerry_devices.output import Column, Format, Output, ago, clock, done, show_list, size
 from skerry_devices.waiting import Timeout
 
 if TYPE_CHECKING:
@@ -290,4 +290,10 @@ def _device_why(device: Any) -> str:
 
 def _readings(device: Any) -> str:
     now = device["readings"].get("now", {})
-    return ", ".join(f"{name} {value:.4g}" for name, value in sorted(now.items())) or "-"
+    return ", ".join(_reading(name, value) for name, value in sorted(now.items())) or "-"
+
+
+def _reading(name: str, value: float) -> str:
+    if name == "memory_bytes":
+        return f"memory {size(value)}"
+    return f"{name} {value:.4g}"
