@@ -267,7 +267,8 @@ def note_asked(connection: sa.Connection, told: Mapping[DeviceId, float]) -> Non
             rollout_devices.c.device == sa.bindparam("which"),
             rollout_devices.c.state != DeviceState.WAITING.value,
             rollout_devices.c.asked_at.is_(None),
-            assigned,  # it may be further by now than when it was told
+            # It may be further by now than when it was told; what it goes back to is another's.
+            sa.or_(assigned, rollout_devices.c.state == DeviceState.REVERTING.value),
         )
         .values(asked_at=sa.bindparam("told_at")),
         [{"which": device, "told_at": at} for device, at in told.items()],
