@@ -19,9 +19,8 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import quantizer, recipe
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from skerry_cloud.models.export import ExportError
+from skerry_cloud.models.export import ExportError, lowering
 from skerry_cloud.models.export.program import Traced, lacking
 from skerry_cloud.models.export.runners import LiteRtFile
 from skerry_cloud.models.export.source import Arrays
@@ -42,8 +41,9 @@ def export(model: nn.Module, traced: Traced, example: Sequence[torch.Tensor], pa
 
     with _quiet():
         try:
+            layers = lowering.same(model, [each[:1] for each in example])
             made = litert_torch.convert(
-                _Named(model, traced.outputs).eval(),
+                _Named(model, traced.outputs, layers=layers).eval(),
                 sample_kwargs={
                     name: each[:1] for name, each in zip(traced.inputs, example, strict=True)
                 },
@@ -225,58 +225,18 @@ def _kept_float(operation: str) -> dict[str, Any]:
 class _Named(nn.Module):
     """The model with its outputs by name, which become the signature's."""
 
-    def __init__(self, model: nn.Module, outputs: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module, outputs: tuple[str, ...], *, layers: bool) -> None:
         super().__init__()
         self.model = model
         self._outputs = outputs
+        self._layers = layers
 
     def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return what the model returns."""
-        with _NearestByIndex():
+        with lowering.Lowered(layers=self._layers):
             found = self.model(*inputs.values())
         several = found if isinstance(found, tuple | list) else (found,)
         return dict(zip(self._outputs, several, strict=True))
-
-
-class _NearestByIndex(TorchFunctionMode):
-    """Nearest-neighbour resizing by picking rows and columns, as torch picks them.
-
-    The converter writes RESIZE_NEAREST_NEIGHBOR, which picks others where the factor is no whole
-    number: an image of 8 x 8 made 28 x 28 lost 3 points of a digit classifier's accuracy.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Stand in for `torch.nn.functional.interpolate` where it is exact for the sizes given."""
-        said = kwargs or {}
-        if func is nn.functional.interpolate and _by_whole_sizes(args, said):
-            image, size = args[0], args[1] if len(args) > 1 else said["size"]
-            sizes = size if isinstance(size, tuple | list) else [size] * (image.ndim - 2)
-            for axis, made in enumerate(sizes, start=2):
-                there = image.shape[axis]
-                if made % there:
-                    image = image.index_select(axis, _nearest(there, made))
-                elif made != there:
-                    image = image.repeat_interleave(made // there, axis)
-            return image
-        return func(*args, **said)
-
-
-def _nearest(there: int, made: int) -> torch.Tensor:
-    """Return which of `there` pixels each of `made` is, in single precision as torch does."""
-    places = np.floor(np.arange(made, dtype=np.float32) * np.float32(there / made))
-    return torch.from_numpy(places.astype(np.int64).clip(max=there - 1))
-
-
-def _by_whole_sizes(args: Sequence[Any], said: Mapping[str, Any]) -> bool:
-    """Return whether an image is resized to given sizes by its nearest pixels, and not evenly."""
-    size = args[1] if len(args) > 1 else said.get("size")
-    mode = args[3] if len(args) > 3 else said.get("mode", "nearest")
-    if size is None or mode != "nearest":
-        return False
-    sizes = size if isinstance(size, tuple | list) else [size] * (args[0].ndim - 2)
-    return any(made % there for made, there in zip(sizes, args[0].shape[2:], strict=True))
 
 
 @contextlib.contextmanager
