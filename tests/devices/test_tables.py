@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from skerry_devices import one_device
 from skerry_devices.commands import devices, model_registry, rollout, runs
 from skerry_devices.journal import Story
 from skerry_devices.output import EMPTY, Column, Format, beginnings, fit, show_one, table
@@ -232,7 +233,7 @@ def test_what_a_device_chose_and_why_is_a_table(capsys: pytest.CaptureFixture[st
     ]
     choice = {"serves": "stable/tiny/3/int8.zip", "why": "least latency of 1", "rows": rows}
     report = {"model": "tiny", "phase": "live", "serving": "stable/tiny/3/fp32.zip", "why": ""}
-    devices._show_models([{**report, "at": NOW, "choice": choice}])
+    one_device.show_models([{**report, "at": NOW, "choice": choice}])
     said = capsys.readouterr().out
     assert "tiny: serves int8.zip: least latency of 1\n" in said
     assert "*  int8.zip   0.9710    2.1 ms  0.0123 J (estimated)  81.0 MB  on the Pareto" in said
@@ -245,7 +246,7 @@ def test_a_device_shows_which_labels_are_its_own_word_and_which_were_left_out() 
     said = {"room": "attic", "rack": "7"}
     beat = {"labels": said, "labels_refused": "'a b' cannot be a label's key"}
     here = {**HERE, "labels": {"device/room": "cellar", "device/rack": "7"}, "stated": said}
-    shown = [value for _, value in devices._rows({**here, "heartbeat": beat})]
+    shown = [value for _, value in one_device.rows_of({**here, "heartbeat": beat})]
     assert "device/rack=7,device/room=cellar" in shown
     assert "an operator has the word, not the device, on: room" in shown
     assert "some that the device states were left out: 'a b' cannot be a label's key" in shown
