@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1
+options.intra_op_num_threads = int(os.environ.get("THREADS", "0"))  # 0: as it comes, every core
 session = onnxruntime.InferenceSession(
     os.environ["MODEL"], options, providers=["CPUExecutionProvider"]
 )
