@@ -50,7 +50,8 @@ def coordinator_killed(tally: Tally, world: World) -> None:
     dice = random.Random(1)
     places = [*RUNNING, *STARTING, *("random",) * 12]
     dice.shuffle(places)
-    missed: list[str] = []
+    missed: set[str] = set()
+    come_to: set[str] = set()
     started: list[float] = []
     for turn in range(2 * tally.count):
         if tally.trials >= tally.count:
@@ -58,8 +59,9 @@ def coordinator_killed(tally: Tally, world: World) -> None:
         place = places[turn % len(places)]
         trip = _killed(world, place, dice)
         if trip is None:
-            missed.append(place)
+            missed.add(place)
             continue
+        come_to.add(place)
         tally.trials += 1
         began = time.time()
         world.start_coordinator()
@@ -76,8 +78,8 @@ def coordinator_killed(tally: Tally, world: World) -> None:
         tally.judge(trip, clean, bytes_limit=0.0)
         tally.violations[before:] = [f"{place}: {one}" for one in tally.violations[before:]]
     tally.notes.append(f"started in {max(started, default=0):.1f} s at most")
-    if missed:
-        tally.notes.append(f"not come to: {', '.join(sorted(set(missed)))}")
+    if never := sorted(missed - come_to):
+        tally.notes.append(f"never come to: {', '.join(never)}")
 
 
 def _killed(world: World, place: str, dice: random.Random) -> Trip | None:
