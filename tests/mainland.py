@@ -7,7 +7,7 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -91,6 +91,9 @@ class Labour:
 
     async def present(self, device: DeviceId) -> None:
         self.came.append(device)
+
+    async def holds(self, device: DeviceId, tasks: Collection[str]) -> None:
+        pass
 
     async def stream(self, device: DeviceId, stream: Stream) -> None:
         raise NotImplementedError

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
@@ -62,6 +62,10 @@ class Work(Protocol):
 
     async def present(self, device: DeviceId) -> None:
         """Send the device what it has not been told yet."""
+        ...
+
+    async def holds(self, device: DeviceId, tasks: Collection[str]) -> None:
+        """Tell the device which of the tasks that it holds nobody waits for."""
         ...
 
     async def stream(self, device: DeviceId, stream: Stream) -> None:
@@ -214,6 +218,9 @@ class Registry:
                 if said := presence.heartbeat.get("agent_version"):
                     presence.agent_version = printable(str(said), 64)
                 await self._note(device)
+                held = presence.heartbeat.get("tasks", ())
+                if held and self._work is not None:
+                    await self._work.holds(device, held)
             case ParcelKind.LOG:
                 lines = log_rows(parcel.body)
                 await self._store.write(

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,6 +28,7 @@ from skerry_cloud.runs import initial, takingup
 from skerry_cloud.runs.apps import plan_app
 from skerry_cloud.runs.conductor import Conductor, end
 from skerry_cloud.runs.exchange import Outcome
+from skerry_cloud.runs.held import unwanted_of
 from skerry_cloud.runs.intake import Intake
 from skerry_cloud.runs.lifecycle import RunEvent, RunState
 from skerry_cloud.runs.plan import RunOptions
@@ -388,6 +389,20 @@ class Runs:
         for conductor in self._conductors.values():
             conductor.questions.present(device)
         if parcels := self._cancelled.pop(device, []):
+            self._spawn(self._cancel(device, parcels))
+
+    async def holds(self, device: DeviceId, tasks: Collection[str]) -> None:
+        """Tell a device to stop what it says that it holds and nobody waits for."""
+        conducted = self._conductors.values()
+        asked = [
+            task
+            for task in tasks
+            if not any(one.questions.find(ParcelId(task)) for one in conducted)
+        ]
+        if not asked:
+            return
+        parcels = await self.store.read(lambda c: unwanted_of(c, device, asked))
+        if parcels:
             self._spawn(self._cancel(device, parcels))
 
     async def stream(self, device: DeviceId, stream: Stream) -> None:

@@ -18,6 +18,7 @@ from skerry_protos.session.frames import read_parcel
 from skerry_protos.v1 import fleet_pb2
 from skerry_protos.v1.work_pb2 import Failure, Reply
 
+from tests.cloud.runs.test_resume import begin_again
 from tests.fleet import SmallFleet, small_fleet, until
 
 HALVES = Path(__file__).parents[2] / "apps" / "halves"
@@ -246,3 +247,22 @@ async def test_what_a_run_moved_is_swept_when_it_ends(fleet: SmallFleet, tmp_pat
     known = await fleet.store.read(lambda c: set(c.execute(tables.blobs.select()).scalars()))
     assert {run.model, run.app} <= held
     assert known == held == {run.model, run.app}
+
+
+async def test_a_device_is_told_to_stop_what_was_closed_while_it_was_away(
+    fleet: SmallFleet,
+) -> None:
+    run = await fleet.begin(HALVES, rounds=1, run_config={"bad": "slow"})
+    conductor = fleet.runs.under_way(run.id)
+    assert conductor is not None
+    await until(lambda: conductor.waiting()["on"] == ["one"])
+    inbox = fleet.home / "devices" / "one" / "inbox"
+    await until(lambda: any(inbox.glob("*.parcel")))
+    await fleet.stop("one")
+    await fleet.runs.stop(run.id, by="test")
+    await fleet.ended(run)
+    await begin_again(fleet)  # what was to be said to the device is forgotten
+    assert any(inbox.glob("*.parcel"))
+    fleet.start("one")
+    # Sooner than it would have been done with the work, which takes 15 s.
+    await until(lambda: not any(inbox.glob("*.parcel")), 8)
