@@ -31,8 +31,8 @@ PARTS: Final = 16
 FINEST: Final = 64 * 1024
 RELIABLE_CHUNK: Final = 128 * 1024
 """Largest chunk on a wire that loses nothing. The core of gRPC keeps about twice the largest
-message for each connection: chunks of 512 KiB took 40 MB more from a coordinator of 40 devices,
-and no less time."""
+message for each connection: chunks of 512 KiB took 40 MB more from a coordinator of 40 devices.
+256 KiB take a tenth less processor time a round, but with 100 devices too much memory."""
 STALLED_S: Final = 5.0
 """A session that gets nothing for so long lets another one that offers the blob try."""
 
