@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from skerry_cloud.runs import asker, conductor
+from skerry_cloud.runs.engine import StoppingError
 from skerry_cloud.runs.lifecycle import OPEN_RUNS
 from skerry_edge import heartbeat, reporter, telemetry
 from skerry_edge.conditions import Readings
@@ -224,7 +225,10 @@ class Story:
             await asyncio.sleep(then_s)
 
     async def _ordered(self, order: str, run: RunId) -> bool:
-        """Give the coordinator an order; return whether it heard it, whatever it said."""
+        """Give the coordinator an order; return whether it heard it, whatever it said.
+
+        One that says that it is stopping has not.
+        """
         if not self.shore.ready:
             return False
         given = self.shore.call(getattr(self.shore.runs, order)(run, "operator"))
@@ -232,7 +236,10 @@ class Story:
         if not given.done():
             return False
         with contextlib.suppress(SkerryError):
-            given.result()
+            try:
+                given.result()
+            except StoppingError:
+                return False
         return True
 
     def _die(self, who: Device | Shore, then: Coroutine[Any, Any, None]) -> None:

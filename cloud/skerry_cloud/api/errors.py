@@ -35,6 +35,7 @@ STATUS = {
     "no-repository": 409,
     "run-state": 409,
     "disk-full": 507,
+    "stopping": 503,
     "store-unreachable": 503,
     "store": 500,
 }

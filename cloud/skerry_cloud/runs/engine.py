@@ -70,6 +70,13 @@ class StateError(SkerryError):
     exit_code = 8
 
 
+class StoppingError(SkerryError):
+    """The coordinator is stopping, and did not do it; the next one will, if asked again."""
+
+    code = "stopping"
+    exit_code = 4
+
+
 class Runs:
     """Every run; an async context manager."""
 
@@ -110,6 +117,7 @@ class Runs:
         self._intake = Intake(self._world, self.unwanted)
         self._cancelled: dict[DeviceId, list[Parcel]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     async def __aenter__(self) -> Self:
         """Take up the runs that an earlier coordinator left under way."""
@@ -122,6 +130,7 @@ class Runs:
 
     async def __aexit__(self, *_: object) -> None:
         """End what is done here; runs stay under way, and the next coordinator goes on."""
+        self._stopping = True
         every = [*self._conducting.values(), *self._tasks]
         for task in every:
             task.cancel()
@@ -323,6 +332,11 @@ class Runs:
     async def _under_way(self, run: str, what: str) -> tuple[Run, Conductor]:
         found = await self.get(run)
         conductor = self._conductors.get(found.id)
+        if self._stopping:
+            raise StoppingError(
+                f"the coordinator is stopping: it did not {what} run {found.id}",
+                hint="ask again once it has started",
+            )
         if conductor is None or found.state is RunState.STOPPING:
             raise StateError(f"cannot {what} run {found.id}: it is {found.state.value}")
         return found, conductor

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from skerry_cloud.runs.engine import Runs
+from skerry_cloud.runs.engine import Runs, StoppingError
 from skerry_cloud.store import runs as kept
 from skerry_cloud.store import tables
 from skerry_cloud.store import tasks as kept_tasks
@@ -266,3 +266,11 @@ async def test_a_device_is_told_to_stop_what_was_closed_while_it_was_away(
     fleet.start("one")
     # Sooner than it would have been done with the work, which takes 15 s.
     await until(lambda: not any(inbox.glob("*.parcel")), 8)
+
+
+async def test_an_order_to_a_coordinator_that_stops_is_refused_as_such(fleet: SmallFleet) -> None:
+    run = await fleet.begin(HALVES, rounds=1, run_config={"bad": "pause"})
+    await fleet.runs.__aexit__()
+    for order in (fleet.runs.pause, fleet.runs.resume):
+        with pytest.raises(StoppingError, match="the coordinator is stopping"):
+            await order(run.id, "test")
