@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -28,7 +29,7 @@ from skerry_cloud.runs import initial, takingup
 from skerry_cloud.runs.apps import plan_app
 from skerry_cloud.runs.conductor import Conductor, end
 from skerry_cloud.runs.exchange import Outcome
-from skerry_cloud.runs.held import unwanted_of
+from skerry_cloud.runs.held import HELD_LIMIT, unwanted_of
 from skerry_cloud.runs.intake import Intake
 from skerry_cloud.runs.lifecycle import RunEvent, RunState
 from skerry_cloud.runs.plan import RunOptions
@@ -410,7 +411,7 @@ class Runs:
         conducted = self._conductors.values()
         asked = [
             task
-            for task in tasks
+            for task in islice(tasks, HELD_LIMIT)
             if not any(one.questions.find(ParcelId(task)) for one in conducted)
         ]
         if not asked:

@@ -14,14 +14,14 @@ from skerry_cloud.runs.tasks import cancel_parcel
 from skerry_cloud.store.tables import tasks
 
 HELD_LIMIT = 64
-"""Most tasks that are looked up for one heartbeat."""
+"""Most tasks of one heartbeat that are looked at: it is a device's word."""
 
 
 def unwanted_of(connection: sa.Connection, device: DeviceId, held: Collection[str]) -> list[Parcel]:
     """Return what tells a device to stop what it holds, of its own tasks, that are not open."""
     found = connection.execute(
         sa.select(tasks.c.id, tasks.c.run).where(
-            tasks.c.id.in_(list(held)[:HELD_LIMIT]),
+            tasks.c.id.in_(list(held)),
             tasks.c.device == device,
             tasks.c.state.not_in([state.value for state in OPEN_TASKS]),
         )
