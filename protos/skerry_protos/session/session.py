@@ -238,7 +238,10 @@ class Session:
         return asyncio.get_running_loop().time()
 
     def _look_later(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._ping_s / 2, self._look)
+        """Look again after half a ping's time, and no later than when silence is too long."""
+        left = self._heard_s + SILENCE * self._ping_s - self._now()
+        wait_s = min(self._ping_s / 2, max(left, 0.01 * self._ping_s))
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._look)
 
     def _look(self) -> None:
         """Ping when it is quiet, and give the wire up when it has been too quiet."""
@@ -246,7 +249,7 @@ class Session:
         if now - self._looked_s > self._ping_s:
             self._heard_s = now  # this process was asleep: what came meanwhile is not read yet
         self._looked_s = now
-        if now - self._heard_s > SILENCE * self._ping_s:
+        if now - self._heard_s >= SILENCE * self._ping_s:
             self._timer = None
             self._on_broken(f"nothing was heard for {now - self._heard_s:.0f} s")
             return
