@@ -45,19 +45,16 @@ class Share:
 
 
 def model() -> nn.Module:
-    """Return a new convolutional network of 14 thousand parameters."""
+    """Return a new convolutional network of 38 thousand parameters."""
     torch.manual_seed(SEED)
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
+        nn.Conv2d(1, 48, 3, padding=1),
         nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
+        nn.Conv2d(48, 64, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(32 * 2 * 2, 64),
-        nn.ReLU(),
-        nn.Linear(64, 10),
+        nn.Linear(64 * 4 * 4, 10),
     )
 
 

@@ -18,19 +18,19 @@ Images = tuple[Tensor, Tensor]
 
 
 def make_model() -> nn.Module:
-    """Return a new convolutional network of 55 thousand parameters."""
+    """Return a new convolutional network of 70 thousand parameters."""
     torch.manual_seed(SEED)
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
+        nn.Conv2d(1, 24, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
+        nn.Conv2d(24, 48, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.Conv2d(48, 64, 3, padding=1),
+        nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(32 * 7 * 7, 32),
-        nn.ReLU(),
-        nn.Linear(32, 10),
+        nn.Linear(64 * 7 * 7, 10),
     )
 
 

@@ -31,7 +31,7 @@ BATCH: Final = 256 * 1024
 """Small frames share a packet up to about this size, on a reliable wire."""
 PIECE: Final = 2
 """Chunks in the largest piece of a stream on a reliable wire."""
-SMALLEST_CHUNK: Final = 8 * 1024
+SMALLEST_CHUNK: Final = 4 * 1024
 CUTS: Final = 2
 """Wires in a row that were cut before FEW chunks had crossed: then chunks become smaller."""
 FEW: Final = 6

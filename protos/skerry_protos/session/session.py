@@ -26,10 +26,12 @@ log = logging.getLogger(__name__)
 
 SILENCE: Final = 2.5
 """Pings that may go unanswered before the wire counts as dead: 25 s with the default."""
+UNASKED: Final = 1.5
+"""After so many pings' time without a word the cloud pings, too; an idle device's come earlier."""
 
 
 class Side(StrEnum):
-    """Which end this is; the device opens odd streams and sends the pings."""
+    """Which end this is; the device opens odd streams and sends most pings."""
 
     DEVICE = "device"
     CLOUD = "cloud"
@@ -205,6 +207,7 @@ class Session:
         """Take a blob chunk from a broadcast; ignored unless its blob is being fetched."""
         if frame.WhichOneof("kind") != "blob_chunk":
             raise PeerError("a broadcast carries blob chunks only")
+        self._heard_s = self._now()  # a slow path has nothing else for a while
         self._transfers.take_chunk(frame.blob_chunk, data)
 
     async def deliver(self, parcel: Parcel) -> None:
@@ -253,8 +256,12 @@ class Session:
             self._timer = None
             self._on_broken(f"nothing was heard for {now - self._heard_s:.0f} s")
             return
-        quiet = now - min(self._heard_s, self._lanes.sent_s)
-        if self._side is Side.DEVICE and quiet >= 0.9 * self._ping_s:
+        if self._side is Side.DEVICE:
+            quiet = now - min(self._heard_s, self._lanes.sent_s) >= 0.9 * self._ping_s
+        else:
+            # A device's ping may be stuck behind what it uploads on a slow path.
+            quiet = now - self._lanes.sent_s >= UNASKED * self._ping_s
+        if quiet:
             nonce = secrets.randbits(64)
             self._pinged = (nonce, now)
             self._lanes.control("ping", pb.Frame(ping=pb.Ping(nonce=nonce)))

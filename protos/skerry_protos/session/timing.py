@@ -2,7 +2,7 @@
 
 from typing import Final
 
-SHORTEST_S: Final = 0.5
+SHORTEST_S: Final = 1.0
 FIRST_S: Final = 1.0
 LONGEST_S: Final = 10.0
 

@@ -18,14 +18,16 @@ from skerry_protos.messages import BlobRef
 from skerry_protos.seams import Partial
 from skerry_protos.session.lanes import SMALLEST_CHUNK, Lanes
 from skerry_protos.session.limits import Inflow, Limits
-from skerry_protos.session.timing import RoundTrip
+from skerry_protos.session.timing import LONGEST_S, RoundTrip
 from skerry_protos.v1 import fleet_pb2 as pb
 
 RELIABLE_TIMEOUT_S: Final = 30.0
 """On a wire that loses nothing, the other side must have dropped the request by then."""
 FIRST_WINDOW: Final = 4
-FAILURES: Final = 2
-"""Time-outs in a row without one chunk: then chunks become half as large."""
+SILENT_S: Final = 10.0
+"""So long without one chunk of those asked for: then chunks become a quarter as large. A slow path
+may need seconds for one; what is on its way would be sent twice."""
+SHRINK: Final = 4
 PARTS: Final = 16
 """Chunks of a blob, at least, where they are not finer than FINEST: a cut costs 3 % of it."""
 FINEST: Final = 64 * 1024
@@ -51,11 +53,11 @@ def chunk_of(size: int, lanes: Lanes) -> int:
 class _Asked:
     """One chunk that was asked for."""
 
-    __slots__ = ("again", "at_s", "size")
+    __slots__ = ("again", "at_s", "first_s", "size")
 
     def __init__(self, size: int, at_s: float) -> None:
         self.size = size
-        self.at_s = at_s
+        self.first_s = self.at_s = at_s
         self.again = False  # whether it was asked for more than once
 
 
@@ -70,8 +72,10 @@ class Transfer:
         limits: Limits,
         inflow: Inflow,
         *,
+        round_trip: RoundTrip,
         on_ask: OnAsk | None = None,
     ) -> None:
+        """Fetch into `partial`; `round_trip` is what this session knows of chunks' times."""
         self.ref = ref
         self.partial = partial
         self._digest = bytes.fromhex(ref.digest)
@@ -79,7 +83,7 @@ class Transfer:
         self._limits = limits
         self._inflow = inflow
         self._on_ask = on_ask
-        self._round_trip = RoundTrip()
+        self._round_trip = round_trip
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self._loop.create_future()
         self._asked: dict[int, _Asked] = {}
@@ -87,17 +91,18 @@ class Transfer:
         self._serial = 0
         self._window = float(FIRST_WINDOW)
         self._tries = 0  # time-outs since a chunk came that was asked for once
-        self._failures = 0  # time-outs since any chunk came
         self._timer: asyncio.TimerHandle | None = None
-        self.moved_s = self._loop.time()
+        self.moved_s = self._heard_s = self._loop.time()
+        self._looked_s = self._heard_s
+        self._gap_s = 0.0
         self._finish()
 
     def attach(self) -> None:
         """Ask on the new wire for what is missing."""
         self.partial.chunk = chunk_of(self.ref.size, self._lanes)
         self._window = float(FIRST_WINDOW)
-        self._cursor = self._tries = self._failures = 0
-        self.moved_s = self._loop.time()
+        self._cursor = self._tries = 0
+        self.moved_s = self._heard_s = self._loop.time()
         self.pump()
 
     def detach(self) -> None:
@@ -173,31 +178,44 @@ class Transfer:
 
     def _arm(self) -> None:
         if self._timer is None and self._asked:
-            oldest = next(iter(self._asked.values())).at_s
-            wait = oldest + self._timeout_s() - self._loop.time()
+            wait = self._due_s() - self._loop.time()
             self._timer = self._loop.call_later(max(0.01, wait), self._look)
+
+    def _due_s(self) -> float:
+        """Return when to ask again, unless something comes until then.
+
+        A slow path has chunks on their way for long, one after the other: what comes at all says
+        that the others come, too.
+        """
+        oldest = next(iter(self._asked.values())).at_s
+        return max(oldest, self._heard_s, self._looked_s) + self._timeout_s()
 
     def _timeout_s(self) -> float:
         if self._lanes.reliable:
             return RELIABLE_TIMEOUT_S
-        return self._round_trip.timeout_s(self._tries)
+        return max(self._round_trip.timeout_s(self._tries), min(2 * self._gap_s, LONGEST_S))
 
     def _look(self) -> None:
         """Ask again, as repairs, for the chunks that are overdue."""
         self._timer = None
         if self._lanes.wire is None or self.done.done():
             return
-        before = self._loop.time() - self._timeout_s()
-        overdue = [offset for offset, asked in self._asked.items() if asked.at_s <= before]
-        if overdue:
+        now = self._loop.time()
+        if self._asked and now >= self._due_s() - 0.001:
+            before = now - self._timeout_s()
+            overdue = [offset for offset, asked in self._asked.items() if asked.at_s <= before]
+            overdue = overdue or [next(iter(self._asked))]
+            if self._heard_s <= self._asked[overdue[0]].at_s:
+                del overdue[1:]  # nothing has come: it may be lost, or slower than was thought
+            self._looked_s = now
             self._window = max(1.0, self._window / 2)
             self._tries += 1
             if self._on_ask is not None and not all(self._asked[o].again for o in overdue):
                 self._ask_again(overdue, repair=False)  # of the broker, which may still have them
                 self._arm()
                 return
-            self._failures += 1
-            if self._failures % FAILURES == 0 and self.partial.chunk > SMALLEST_CHUNK:
+            since = max(self._heard_s, min(each.first_s for each in self._asked.values()))
+            if now - since >= SILENT_S and self.partial.chunk > SMALLEST_CHUNK:
                 self._shrink()
                 return
             self._ask_again(overdue)
@@ -213,7 +231,7 @@ class Transfer:
 
     def _shrink(self) -> None:
         """Ask for smaller chunks from now on."""
-        self.partial.chunk = max(SMALLEST_CHUNK, self.partial.chunk // 2)
+        self.partial.chunk = max(SMALLEST_CHUNK, self.partial.chunk // SHRINK)
         self._forget()
         self._cursor = 0
         self.pump()
@@ -222,6 +240,7 @@ class Transfer:
         """Keep a chunk, asked for or from a broadcast; None: it has no CRC."""
         if self.done.done():
             return
+        self._hear()
         if not self._lanes.exact and (crc32 is None or zlib.crc32(data) != crc32):
             base = offset // self.partial.chunk * self.partial.chunk
             if base in self._asked:
@@ -238,12 +257,20 @@ class Transfer:
         self._finish()
         self.pump()
 
+    def _hear(self) -> None:
+        """Note that a chunk came, and how long after the one before, or after it was asked for."""
+        now = self._loop.time()
+        if self._asked:
+            since = min(each.first_s for each in self._asked.values())
+            self._gap_s = now - max(self._heard_s, since)
+        self._heard_s = now
+
     def _arrived(self, offset: int, size: int, *, new: bool) -> None:
         base = offset // self.partial.chunk * self.partial.chunk
         asked = self._asked.get(base)
         now = self._loop.time()
         if new:
-            self._failures, self.moved_s = 0, now
+            self.moved_s = now
             self._lanes.moved(size)
         if asked is None:
             return
@@ -251,10 +278,12 @@ class Transfer:
             return  # a part of it
         del self._asked[base]
         self._inflow.give(asked.size)
-        if not asked.again:
-            # Only now: else a path slower than the first time-out has every chunk sent twice.
+        if not asked.again or not self._round_trip.smoothed_s:
+            # Only now: else a path slower than the first time-out has every chunk sent twice. Of
+            # one that was asked for again it is not known which request it answers; taken from
+            # the first, it is too long rather than too short.
             self._tries = 0
-            self._round_trip.sample(now - asked.at_s)
+            self._round_trip.sample(now - asked.first_s)
             self._window = min(float(self._limits.window), self._window + 1 / self._window)
 
     def _finish(self) -> None:

@@ -16,6 +16,7 @@ from skerry_protos.seams import Blobs, Partial
 from skerry_protos.session.frames import TEXT_LIMIT
 from skerry_protos.session.lanes import Lanes
 from skerry_protos.session.limits import Inflow, Limits
+from skerry_protos.session.timing import RoundTrip
 from skerry_protos.session.transfer import STALLED_S, OnAsk, Transfer, chunk_of
 from skerry_protos.v1 import fleet_pb2 as pb
 
@@ -41,6 +42,7 @@ class Transfers:
         self._on_want = on_want
         self._on_unwant = on_unwant
         self._on_ask = on_ask
+        self._round_trip = RoundTrip()
         self._live: dict[bytes, Transfer] = {}
         self.error: SkerryError | None = None
 
@@ -89,7 +91,13 @@ class Transfers:
     async def _move(self, ref: BlobRef, partial: Partial) -> bool:
         """Have every byte arrive; False when it stalls and another session waits for its turn."""
         transfer = Transfer(
-            ref, partial, self._lanes, self._limits, self._inflow, on_ask=self._on_ask
+            ref,
+            partial,
+            self._lanes,
+            self._limits,
+            self._inflow,
+            round_trip=self._round_trip,
+            on_ask=self._on_ask,
         )
         digest = bytes.fromhex(ref.digest)
         self._live[digest] = transfer
