@@ -188,11 +188,11 @@ def latency(tally: Tally, world: World) -> None:
 
 @row(7, "256 kbit/s", full=10, short=0)
 def narrow(tally: Tally, world: World) -> None:
-    """Leave 32 kB/s each way: 2 x 2 MB take 125 s at least."""
+    """Leave 32 kB/s each way: 2 x 2 MB take 125 s at least, and a third more may pass."""
     world.clean()
     for boat in world.boats:
         boat.proxy.bandwidth = 32_000
-    _slowly(tally, world, (2.0, 150.0))
+    _slowly(tally, world, (2.0, 165.0))
 
 
 @row(7, "8 Mbit/s", full=0, short=1)
