@@ -2,11 +2,13 @@
 
 While the model works, requests gather; when it is free it takes all that fit. So a lone request
 never waits for others (unless told to), and under load the batch grows by itself. Where several
-calls may run at once, the free ones share what waits.
+calls may run at once, each takes its share of what waits. A thread that is done takes the next
+batch by itself: the loop, which is reading requests then, would have it wait.
 """
 
 import asyncio
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +57,7 @@ class Batcher(Generic[In, Out]):
         """
         self.max_rows, self.wait_s = max_rows, wait_s
         self._work, self._queue, self._executor = work, queue, executor
+        self._lock = threading.Lock()  # of what waits, and how many calls run
         self._at_once, self._running = at_once, 0
         self._waiting: deque[_Waiting[In, Out]] = deque()
         self._quiet = asyncio.Event()
@@ -87,7 +90,8 @@ class Batcher(Generic[In, Out]):
             raise BusyError(f"{self._queue} requests wait already; come back later")
         loop = self._loop
         waiting: _Waiting[In, Out] = _Waiting(item, rows, loop.time(), loop.create_future())
-        self._waiting.append(waiting)
+        with self._lock:
+            self._waiting.append(waiting)
         if self._woken is None:
             # After the others that came in the same turn of the loop.
             self._woken = loop.call_soon(self._wake)
@@ -104,17 +108,21 @@ class Batcher(Generic[In, Out]):
 
     def _begin(self) -> None:
         """Begin as many calls as may run, each with its share of what waits."""
-        while self._running < self._at_once:
-            while self._waiting and self._waiting[0].done.done():
-                self._waiting.popleft()  # nobody waits for it any more
-            if not self._waiting or self._must_gather():
-                break
-            rows = sum(one.rows for one in self._waiting)
-            batch = self._take(math.ceil(rows / (self._at_once - self._running)))
-            self._running += 1
-            self._executor.submit(self._call, batch)
-        if not self._running and not self._waiting:
-            self._quiet.set()
+        with self._lock:
+            while self._running < self._at_once and (batch := self._next()):
+                self._running += 1
+                self._executor.submit(self._call, batch)
+            if not self._running and not self._waiting:
+                self._quiet.set()
+
+    def _next(self) -> list[_Waiting[In, Out]]:
+        """Take the next batch; the lock is held. None: nothing waits, or others may still come."""
+        while self._waiting and self._waiting[0].done.done():
+            self._waiting.popleft()  # nobody waits for it any more
+        if not self._waiting or self._must_gather():
+            return []
+        rows = sum(one.rows for one in self._waiting)
+        return self._take(math.ceil(rows / self._at_once))
 
     def _must_gather(self) -> bool:
         """Return whether others may still come, and see to it that they are not waited for long."""
@@ -148,6 +156,13 @@ class Batcher(Generic[In, Out]):
     def _call(self, batch: Sequence[_Waiting[In, Out]]) -> None:
         """Work on a batch, in a thread of the pool."""
         outcomes = self._outcomes([one.item for one in batch])
+        with self._lock:
+            # Only the loop may gather, which needs its timers.
+            following = [] if self.wait_s else self._next()
+            if following:
+                self._executor.submit(self._call, following)  # after those of other models
+            else:
+                self._running -= 1
         self._loop.call_soon_threadsafe(self._ended, batch, outcomes)
 
     def _outcomes(self, items: Sequence[In]) -> Sequence[Out | BaseException]:
@@ -162,7 +177,6 @@ class Batcher(Generic[In, Out]):
     def _ended(
         self, batch: Sequence[_Waiting[In, Out]], outcomes: Sequence[Out | BaseException]
     ) -> None:
-        self._running -= 1
         self._begin()  # the model does not wait until these are told
         for one, outcome in zip(batch, outcomes, strict=True):
             if one.done.done():

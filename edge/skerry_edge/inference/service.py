@@ -255,7 +255,9 @@ class Inference:
             return 1, 1
         table, cores = self._config.inference, psutil.cpu_count() or 1
         threads = table.threads or cores
-        return threads, table.parallel or min(max(1, cores // threads), PARALLEL_LIMIT)
+        fit = max(1, cores // threads)
+        # One more than fit: while its thread waits for the interpreter, the core is another's.
+        return threads, table.parallel or min(fit + (fit > 1), PARALLEL_LIMIT)
 
     async def _save_energy(self) -> None:
         """Tell the process to be as sparing as the day's energy asks for."""

@@ -22,7 +22,8 @@ class InferenceTable:
     threads: int = 1
     """Threads of one call of the model; 0: one per core."""
     parallel: int = 0
-    """Calls of the model at once, where its runtime allows it; 0: cores / threads, 4 at most."""
+    """Calls of the model at once, where its runtime allows it; 0: one more than cores / threads,
+    where those are 2 or more, and 4 at most."""
     max_batch: int = 8
     """Requests answered by one call of the runtime, where the model's batch size is free."""
     batch_wait_ms: float = 0.0

@@ -102,22 +102,56 @@ async def test_leaving_answers_what_was_asked() -> None:
     assert await asyncio.gather(*every) == [0, 2, 4]
 
 
-async def test_free_calls_share_what_waits() -> None:
+async def test_free_calls_share_what_waits_and_take_the_rest_by_themselves() -> None:
     inside = threading.Barrier(2, timeout=10)
     seen: list[list[int]] = []
 
     def work(items: Sequence[int]) -> Sequence[int]:
         seen.append(list(items))
-        inside.wait()  # only passed by two calls at once
+        if len(seen) <= 2:
+            inside.wait()  # only passed by two calls at once
         return [2 * item for item in items]
 
     asked = Batcher(
         work, max_rows=8, wait_s=0, queue=100, executor=ThreadPoolExecutor(2), at_once=2
     )
     async with asked:
-        every = [asyncio.create_task(asked.ask(n, timeout_s=10)) for n in range(5)]
-        assert await asyncio.gather(*every) == [0, 2, 4, 6, 8]
-    assert sorted(seen) == [[0, 1, 2], [3, 4]]
+        every = [asyncio.create_task(asked.ask(n, timeout_s=10)) for n in range(6)]
+        assert await asyncio.gather(*every) == [0, 2, 4, 6, 8, 10]
+    assert sorted(seen) == [[0, 1, 2], [3, 4], [5]]
+
+
+async def test_a_thread_goes_on_while_the_loop_is_busy() -> None:
+    model = Model()
+    second = threading.Event()
+
+    def work(items: Sequence[int]) -> Sequence[int]:
+        answers = model(items)
+        if len(model.seen) == 2:
+            second.set()
+        return answers
+
+    async with Batcher(
+        work, max_rows=1, wait_s=0, queue=9, executor=ThreadPoolExecutor(1), at_once=1
+    ) as asked:
+        every = [asyncio.create_task(asked.ask(n, timeout_s=10)) for n in (1, 2)]
+        await begun(model)
+        model.go.set()
+        assert second.wait(10)  # the loop stands still here
+        assert await asyncio.gather(*every) == [2, 4]
+
+
+async def test_every_request_is_answered_once_by_several_threads() -> None:
+    def work(items: Sequence[int]) -> Sequence[int]:
+        return [2 * item for item in items]
+
+    async with Batcher(
+        work, max_rows=3, wait_s=0, queue=5000, executor=ThreadPoolExecutor(3), at_once=3
+    ) as asked:
+        for _ in range(20):
+            answers = await asyncio.gather(*(asked.ask(n, timeout_s=10) for n in range(200)))
+            assert answers == [2 * n for n in range(200)]
+    assert asked.rows == 4000
 
 
 async def test_nothing_is_at_work_after_leaving() -> None:
