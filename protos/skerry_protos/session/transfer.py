@@ -35,6 +35,9 @@ RELIABLE_CHUNK: Final = 128 * 1024
 """Largest chunk on a wire that loses nothing. The core of gRPC keeps about twice the largest
 message for each connection: chunks of 512 KiB took 40 MB more from a coordinator of 40 devices.
 256 KiB take a tenth less processor time a round, but with 100 devices too much memory."""
+LEAD_S: Final = 5.0
+"""On a wire that loses nothing, no more chunks are under way than come in so many seconds: what is
+said meanwhile, pings too, has to wait behind them."""
 STALLED_S: Final = 5.0
 """A session that gets nothing for so long lets another one that offers the blob try."""
 
@@ -93,16 +96,17 @@ class Transfer:
         self._tries = 0  # time-outs since a chunk came that was asked for once
         self._timer: asyncio.TimerHandle | None = None
         self.moved_s = self._heard_s = self._loop.time()
-        self._looked_s = self._heard_s
+        self._looked_s = self._begun_s = self._heard_s
         self._gap_s = 0.0
+        self._got = 0  # bytes since `_begun_s`
         self._finish()
 
     def attach(self) -> None:
         """Ask on the new wire for what is missing."""
         self.partial.chunk = chunk_of(self.ref.size, self._lanes)
         self._window = float(FIRST_WINDOW)
-        self._cursor = self._tries = 0
-        self.moved_s = self._heard_s = self._loop.time()
+        self._cursor = self._tries = self._got = 0
+        self.moved_s = self._heard_s = self._begun_s = self._loop.time()
         self.pump()
 
     def detach(self) -> None:
@@ -129,7 +133,9 @@ class Transfer:
     def _most(self) -> int:
         if self._lanes.reliable:
             # As many bytes as the wire's own chunks would be.
-            return self._limits.window * max(1, self._lanes.chunk // self.partial.chunk)
+            most = self._limits.window * max(1, self._lanes.chunk // self.partial.chunk)
+            rate = self._got / max(self._loop.time() - self._begun_s, 1e-6)
+            return min(most, max(FIRST_WINDOW, int(LEAD_S * rate / self.partial.chunk)))
         return max(1, min(self._limits.window, int(self._window)))
 
     def pump(self) -> None:
@@ -271,6 +277,7 @@ class Transfer:
         now = self._loop.time()
         if new:
             self.moved_s = now
+            self._got += size
             self._lanes.moved(size)
         if asked is None:
             return
