@@ -32,9 +32,6 @@ from skerry_edge.worker.messages import Sandbox
 
 log = logging.getLogger(__name__)
 
-SWITCH_S = 0.0005
-"""How long the loop may keep the model's thread waiting for the interpreter, and the other way
-round: a call of a small model takes less than the usual 5 ms (docs/benchmarks.md, serving)."""
 GROUP = "tensors"
 
 
@@ -164,7 +161,6 @@ async def _main(end: socket.socket) -> None:
 
 def main() -> None:
     """Serve the agent at the other end of the socket whose descriptor is the argument."""
-    sys.setswitchinterval(SWITCH_S)
     logging.basicConfig(level=logging.WARNING, format="inference: %(message)s")
     # The agent decides when to end: a terminal's Ctrl-C goes to the whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
