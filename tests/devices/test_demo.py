@@ -74,7 +74,7 @@ def test_the_demo_trains_saves_a_model_and_leaves_nothing(
     assert re.search(r"^device-4 ", said.stdout, re.MULTILINE)
     with np.load(tmp_path / "skerry-demo" / "digits.npz", allow_pickle=False) as arrays:
         state = {name: torch.from_numpy(arrays[name]) for name in arrays}
-    assert state["0.weight"].shape == (16, 1, 3, 3)
+    assert state["0.weight"].shape == (48, 1, 3, 3)
     assert left_running(environment["SKERRY_TEST_MARK"]) == []
     assert [path.name for path in tmp_path.glob("skerry-*")] == ["skerry-demo"]
 

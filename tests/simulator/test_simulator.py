@@ -23,7 +23,7 @@ FOUND = {
     "blobs-not-synced": (1, True),
     "outbox-not-synced": (67, True),
     "sent-is-not-stored": (67, True),
-    "cancelled-too-late": (80, False),
+    "cancelled-too-late": (200, False),
 }
 NEAR = 80
 """Seeds tried from there on: what the product draws from chance moves from change to change."""
