@@ -116,7 +116,7 @@ class Batcher(Generic[In, Out]):
                 self._quiet.set()
 
     def _next(self) -> list[_Waiting[In, Out]]:
-        """Take the next batch; the lock is held. None: nothing waits, or others may still come."""
+        """Take the next batch; the lock is held. Empty: nothing waits, or others may still come."""
         while self._waiting and self._waiting[0].done.done():
             self._waiting.popleft()  # nobody waits for it any more
         if not self._waiting or self._must_gather():

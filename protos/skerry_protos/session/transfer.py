@@ -266,7 +266,7 @@ class Transfer:
     def _hear(self) -> None:
         """Note that a chunk came, and how long after the one before, or after it was asked for."""
         now = self._loop.time()
-        if self._asked:
+        if self._asked and not self._lanes.reliable:
             since = min(each.first_s for each in self._asked.values())
             self._gap_s = now - max(self._heard_s, since)
         self._heard_s = now
