@@ -1,10 +1,12 @@
 """A path much slower than the first time-out has little sent twice."""
 
+import asyncio
 import os
 import random
 from pathlib import Path
 
 import pytest
+from skerry_protos.messages import Parcel, ParcelId
 from skerry_protos.session import Side
 from skerry_protos.session.memory import Faults
 
@@ -45,3 +47,29 @@ def test_little_is_sent_twice(tmp_path: Path, delay_s: float) -> None:
     once, twice = run(story, random.Random(1))
     assert once <= 1.2 * SIZE
     assert twice - once <= 1.02 * SIZE  # by then it knows the path
+
+
+@pytest.mark.parametrize(("bytes_per_s", "within_s"), [(32_000, 20.0), (125_000, 6.0)])
+def test_a_word_does_not_wait_behind_a_whole_blob(
+    tmp_path: Path, bytes_per_s: int, within_s: float
+) -> None:
+    async def story(loop: SimulatedLoop) -> tuple[float, int, float]:
+        # Loses nothing, as gRPC: what is said meanwhile waits behind the chunks under way.
+        async with paired(tmp_path, Faults(bytes_per_s=bytes_per_s)) as pair:
+            sent = chunks_sent(pair)
+            ref = pair.blobs[Side.CLOUD].put(os.urandom(8 * SIZE))
+            began = loop.time()
+            fetching = asyncio.ensure_future(pair.device.fetch(ref, deadline_s=3000))
+            longest_s = 0.0
+            while sum(sent) < 6 * SIZE:
+                said = loop.time()
+                await pair.cloud.deliver(Parcel(id=ParcelId(f"{said}"), kind="t"))
+                longest_s = max(longest_s, loop.time() - said)
+            await fetching
+            assert pair.wires == 1
+            return longest_s, sum(sent), loop.time() - began
+
+    longest_s, sent, took_s = run(story, random.Random(1))
+    assert longest_s < within_s
+    assert sent == 8 * SIZE
+    assert took_s < 1.02 * 8 * SIZE / bytes_per_s  # yet the wire is never without work

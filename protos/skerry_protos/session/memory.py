@@ -30,6 +30,7 @@ class Faults:
     cut: float = 0.0  # both directions end
     cut_after: int = 0  # bytes one way after which both end, what passed before arrives; 0: never
     delay_s: float = 0.0
+    bytes_per_s: float = 0.0  # each way; packets wait behind each other; 0: no limit
     max_packet: int = 4 * 1024**2
     chunk: int = 512 * 1024
 
@@ -44,12 +45,13 @@ class _Way:
 
     def __init__(self, faults: Faults, seed: str) -> None:
         self._faults = faults
-        self._simple = faults.reliable and not (faults.cut or faults.delay_s)
+        slow = faults.delay_s or faults.bytes_per_s
+        self._simple = faults.reliable and not (faults.cut or slow)
         self._thrown = 0
         self._dice = random.Random(seed)  # noqa: S311 - faults must be the same for the same seed
         self.packets: deque[bytes] = deque()
         self.under_way = 0
-        self._due_s = 0.0
+        self._due_s = self._free_s = 0.0
         self.finished = False
         self.readable = asyncio.Event()
         self.writable = asyncio.Event()
@@ -90,8 +92,16 @@ class _Way:
             packet = bytes(hurt)
         for _ in range(2 if dice() < faults.duplicate else 1):
             late = 0.001 + 0.01 * dice() if dice() < faults.reorder else 0.0
-            self._after(packet, faults.delay_s, late)
+            self._after(packet, self._wait_s(len(packet)) + faults.delay_s, late)
         return True
+
+    def _wait_s(self, size: int) -> float:
+        """Return how long a packet takes that has to wait for those before it."""
+        if not self._faults.bytes_per_s:
+            return 0.0
+        now = asyncio.get_running_loop().time()
+        self._free_s = max(now, self._free_s) + size / self._faults.bytes_per_s
+        return self._free_s - now
 
     def _after(self, packet: bytes, delay_s: float, late_s: float) -> None:
         if not (delay_s or late_s):
