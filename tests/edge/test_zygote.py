@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import textwrap
-import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
@@ -284,10 +283,8 @@ async def test_many_fresh_workers_leave_neither_processes_nor_descriptors(
     zygote = psutil.Process(int(reply_of(jobs[0]).metrics["metrics"]["parent"]))  # type: ignore[arg-type]
     await until(lambda: not processes.tree(zygote.pid)[1:])
     before = psutil.Process().num_fds(), zygote.num_fds()
-    began = time.monotonic()
     results = await asyncio.gather(*(work(workers, job) for job in jobs[1:]))
-    assert not any(result.outcome.failed for result in results)
-    assert time.monotonic() - began < 20
+    assert [result.outcome.reason for result in results] == [""] * len(results)
     await until(lambda: not processes.tree(zygote.pid)[1:])
     await until(lambda: psutil.Process().num_fds() <= before[0])
-    assert zygote.num_fds() <= before[1]
+    await until(lambda: zygote.num_fds() <= before[1])
