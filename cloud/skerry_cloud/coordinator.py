@@ -16,23 +16,13 @@ import ssl
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 
 from skerry_protos import tracing
 from skerry_protos.blobs import LocalBlobs
 from skerry_protos.errors import ConfigError
 
-from skerry_cloud.api.app import make_app
-from skerry_cloud.api.enrol import LinkView
-from skerry_cloud.api.models import ARTEFACT_LIMIT, UPLOAD_PATH
-from skerry_cloud.api.models import router as models_router
-from skerry_cloud.api.policies import router as policies_router
-from skerry_cloud.api.repository import METADATA_LIMIT, METADATA_PATH
-from skerry_cloud.api.repository import router as repository_router
-from skerry_cloud.api.rollouts import router as rollouts_router
-from skerry_cloud.api.runs import BUNDLE_LIMIT
-from skerry_cloud.api.runs import router as runs_router
-from skerry_cloud.api.serving import serving
 from skerry_cloud.brokers import Broker, BrokerConfig, open_broker
 from skerry_cloud.config import CoordinatorConfig, url_host
 from skerry_cloud.files import write_private
@@ -131,27 +121,27 @@ async def running(config: CoordinatorConfig) -> AsyncIterator[Addresses]:
         await stack.enter_async_context(policies)
         http_url = f"https://{url_host(config.reached_by)}:{listener.getsockname()[1]}"
         urls = {kind: config.public(url_of(one, broker)) for kind, one in fleets.items()}
-        app = make_app(
-            store=store,
-            authority=authority,
-            registry=registry,
-            url=http_url,
-            links=[LinkView(kind=kind, url=url) for kind, url in urls.items()],
-            routers=[
-                runs_router(runs),
-                models_router(models, store, blobs),
-                repository_router(models, blobs),
-                rollouts_router(rollouts),
-                policies_router(policies),
-            ],
-            large_bodies={
-                "/v1/apps": BUNDLE_LIMIT,
-                UPLOAD_PATH: ARTEFACT_LIMIT,
-                METADATA_PATH: METADATA_LIMIT,
-            },
-        )
+        # Runs go on by now: to read the API's code takes as long as all before.
+        await asyncio.to_thread(import_module, "skerry_cloud.api.whole")
+        from skerry_cloud.api.whole import serve_api
+
         context = keys.context()
-        await stack.enter_async_context(serving(app, [listener], context))
+        await stack.enter_async_context(
+            serve_api(
+                listener=listener,
+                context=context,
+                url=http_url,
+                links=urls,
+                store=store,
+                blobs=blobs,
+                authority=authority,
+                registry=registry,
+                runs=runs,
+                models=models,
+                rollouts=rollouts,
+                policies=policies,
+            )
+        )
         renewing = asyncio.create_task(renew_server(authority, config, context))
         stack.callback(renewing.cancel)
         addresses = Addresses(

@@ -222,6 +222,14 @@ def test_the_version_is_said_without_loading_the_program() -> None:
     assert done.stdout.startswith("skerry-coordinator 0.")
 
 
+def test_the_operator_api_and_alembic_are_not_read_before_runs_go_on() -> None:
+    code = (
+        "import sys; import skerry_cloud.coordinator; "
+        "assert not {'fastapi', 'pydantic', 'uvicorn', 'alembic'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], timeout=20, check=True)
+
+
 def test_an_admin_who_lost_the_token_gets_another(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with coordinator(home) as running:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from skerry_cloud.store import FullDiskError, Store, StoreError, migrate
 from skerry_cloud.store.databases import database_url
 from skerry_cloud.store.tables import audit, metadata
@@ -206,7 +208,7 @@ async def test_the_migrations_make_the_tables_that_the_code_knows(database: str)
 NEXT = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0002", %r
+revision, down_revision = "9000", %r
 def upgrade():
     op.add_column("operator", sa.Column("shoe_size", sa.Integer))
 """
@@ -223,7 +225,7 @@ async def test_an_older_sqlite_database_is_copied_and_then_upgraded(
         )
     newer = tmp_path / "migrations"
     shutil.copytree(migrate.MIGRATIONS, newer)
-    (newer / "versions" / "next.py").write_text(NEXT.replace("0002", "next") % head)
+    (newer / "versions" / "9000_shoe_size.py").write_text(NEXT % head)
     with monkeypatch.context() as patch:
         patch.setattr(migrate, "MIGRATIONS", newer)
         async with Store.open(url) as store:
@@ -235,6 +237,15 @@ async def test_an_older_sqlite_database_is_copied_and_then_upgraded(
         Store.open(url)
     async with Store.open(f"sqlite:///{copy}") as store:
         assert await targets(store) == {"1"}
+
+
+def test_every_file_of_a_migration_is_named_after_its_revision() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migrate.MIGRATIONS))
+    scripts = ScriptDirectory.from_config(config)
+    every = [(script.revision, Path(script.path).name[:5]) for script in scripts.walk_revisions()]
+    assert every == [(revision, f"{revision}_") for revision, _ in every]
+    assert scripts.get_current_head() == max(revision for revision, _ in every)
 
 
 async def test_a_database_newer_than_the_code_is_refused_with_the_way_back(database: str) -> None:
