@@ -205,6 +205,16 @@ def test_a_device_with_smaller_packets_is_served_alone() -> None:
     assert ask(cast, B, 0, now=100.0, size=CHUNK // 2) == [0]
 
 
+def test_a_device_that_could_not_take_what_is_broadcast_changes_nothing_for_the_others() -> None:
+    cast = cast_to(A, B)
+    assert cast.ask(A, 4096, [0, 4096], repair=False, now=100.0, alone=True) == [0, 4096]
+    assert ask(cast, B, 0, 1, now=100.0) == []
+    assert published(cast, 100.0) == [0, 1]  # in B's size, and nobody waits for A
+    assert cast.ask(A, 4096, [8192], repair=True, now=100.1, alone=True) == [8192]
+    assert ask(cast, A, 0, 1, now=200.0, repair=True) == []  # its path has become better
+    assert published(cast, 200.0 + MERGE_S) == [0, 1]
+
+
 def test_a_device_that_only_lost_patience_is_not_served_alone_what_is_on_its_way() -> None:
     cast = cast_to(A, B, keep=True)
     ask(cast, A, 0, now=100.0)

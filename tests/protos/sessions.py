@@ -12,6 +12,7 @@ from skerry_protos.messages import Parcel
 from skerry_protos.seams import Stream
 from skerry_protos.session import Inflow, Limits, Session, Side, unpack_all
 from skerry_protos.session.memory import Faults, MemoryEnd, memory_wire
+from skerry_protos.session.transfer import OnAsk
 
 NUMBER = 7
 
@@ -52,6 +53,7 @@ class Pair:
         *,
         limits: Limits | None = None,
         inflow: Inflow | None = None,
+        on_ask: OnAsk | None = None,
     ) -> None:
         self.faults = faults
         self.takers = {side: Taker() for side in Side}
@@ -64,6 +66,7 @@ class Pair:
                 limits=limits,
                 inflow=inflow,
                 on_broken=self._broken,
+                on_ask=on_ask if side is Side.DEVICE else None,
             )
             for side in Side
         }
@@ -119,9 +122,10 @@ async def paired(
     *,
     limits: Limits | None = None,
     inflow: Inflow | None = None,
+    on_ask: OnAsk | None = None,
 ) -> AsyncIterator[Pair]:
-    """Run two sessions while the block runs."""
-    pair = Pair(folder, faults or Faults(), limits=limits, inflow=inflow)
+    """Run two sessions while the block runs; `on_ask` is told what the device asks for."""
+    pair = Pair(folder, faults or Faults(), limits=limits, inflow=inflow, on_ask=on_ask)
     running = asyncio.ensure_future(pair.run())
     try:
         await asyncio.sleep(0)

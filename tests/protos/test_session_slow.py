@@ -1,4 +1,4 @@
-"""A path much slower than the first time-out has little sent twice."""
+"""Slow paths, and such that break: little is sent twice, nothing waits for ever."""
 
 import asyncio
 import os
@@ -6,8 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
-from skerry_protos.messages import Parcel, ParcelId
+from skerry_protos.messages import BlobRef, Parcel, ParcelId
 from skerry_protos.session import Side
+from skerry_protos.session.lanes import CUTS
 from skerry_protos.session.memory import Faults
 
 from tests.protos.sessions import Pair, paired
@@ -73,3 +74,22 @@ def test_a_word_does_not_wait_behind_a_whole_blob(
     assert longest_s < within_s
     assert sent == 8 * SIZE
     assert took_s < 1.02 * 8 * SIZE / bytes_per_s  # yet the wire is never without work
+
+
+def test_a_wire_that_breaks_at_once_is_not_sent_what_a_broker_keeps(tmp_path: Path) -> None:
+    """A broker keeps chunks of the usual size: on such a wire none of them ever arrives."""
+
+    async def story(_loop: SimulatedLoop) -> tuple[int, int]:
+        on_wires: list[int] = []
+
+        def noted(_ref: BlobRef, _offsets: list[int], _again: bool) -> None:
+            on_wires.append(pair.wires)
+
+        faults = Faults(drop=1e-12, cut_after=32_000)
+        async with paired(tmp_path, faults, on_ask=noted) as pair:
+            ref = pair.blobs[Side.CLOUD].put(os.urandom(SIZE // 4))
+            await pair.device.fetch(ref, deadline_s=3000)
+            return max(on_wires), pair.wires
+
+    asked, wires = run(story, random.Random(1))
+    assert asked <= CUTS < wires

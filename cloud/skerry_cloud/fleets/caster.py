@@ -97,7 +97,9 @@ class Caster:
         if any(offset % chunk or offset >= known.ref.size for offset in offsets):
             return offsets
         now = asyncio.get_running_loop().time()
-        alone = known.ask(device, chunk, offsets, repair=request.repair, now=now)
+        alone = known.ask(
+            device, chunk, offsets, repair=request.repair, alone=request.alone, now=now
+        )
         if known.waiting:
             self._news.set()
         return alone

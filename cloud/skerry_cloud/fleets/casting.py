@@ -67,17 +67,29 @@ class Cast:
         self.used_s = now
 
     def leave(self, device: DeviceId) -> None:
-        """Expect a device no longer, until it asks again."""
+        """Expect a device no longer, until it asks for what is broadcast."""
         if device in self.devices:
             self.absent.add(device)
             self.listening.pop(device, None)
 
     def ask(
-        self, device: DeviceId, chunk: int, offsets: list[int], *, repair: bool, now: float
+        self,
+        device: DeviceId,
+        chunk: int,
+        offsets: list[int],
+        *,
+        repair: bool,
+        now: float,
+        alone: bool = False,
     ) -> list[int]:
-        """Take a device's request; return what is to be sent to it alone."""
+        """Take a device's request; return what is to be sent to it alone.
+
+        `alone`: all, as it says itself.
+        """
         self.used_s = now
-        if device not in self.devices:
+        if alone:
+            self.leave(device)
+        if alone or device not in self.devices:
             return offsets
         self.absent.discard(device)
         if device not in self.listening:

@@ -215,8 +215,10 @@ class MqttLink(Crossing):
 
         Each by its own name: all at once would come from the first again after every cut.
         """
-        if self.hears_kept and ref.size <= KEPT_SIZE and self._connection is not None:
-            known = self._wanted[ref.digest]
+        known = self._wanted.get(ref.digest)
+        if known is None or self._connection is None:
+            return
+        if self.hears_kept and ref.size <= KEPT_SIZE:
             topics = [kept(ref.digest, offset) for offset in offsets]
             self._connection.listen_now(*(t for t in topics if again or t not in known))
             known.update(topics)

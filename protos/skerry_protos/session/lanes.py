@@ -119,6 +119,11 @@ class Lanes:
         self._control.clear()
         self._acks.clear()
 
+    @property
+    def shrunk(self) -> bool:
+        """Whether wires broke so early that chunks are smaller than the wire's own."""
+        return self._halvings > 0
+
     def moved(self, size: int) -> None:
         """Note that data has crossed the wire."""
         self._moved += size

@@ -173,8 +173,9 @@ class Transfer:
             offsets=offsets,
             repair=repair,
             bare=self._lanes.exact,
+            alone=self._lanes.shrunk,
         )
-        if self._on_ask is not None and not repair:
+        if self._on_ask is not None and not repair and not self._lanes.shrunk:
             again = self._asked[offsets[0]].again
             ahead = [] if again else self.partial.missing(self._limits.window, self._cursor)
             self._on_ask(self.ref, offsets + ahead, again)
@@ -216,7 +217,8 @@ class Transfer:
             self._looked_s = now
             self._window = max(1.0, self._window / 2)
             self._tries += 1
-            if self._on_ask is not None and not all(self._asked[o].again for o in overdue):
+            seen = self._lanes.shrunk or all(self._asked[offset].again for offset in overdue)
+            if self._on_ask is not None and not seen:
                 self._ask_again(overdue, repair=False)  # of the broker, which may still have them
                 self._arm()
                 return

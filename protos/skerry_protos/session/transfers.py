@@ -70,7 +70,7 @@ class Transfers:
         """Fetch the blob, twice when what an earlier process left of it was wrong."""
         if self.error is not None:
             raise self.error
-        if self._on_want is not None:
+        if self._on_want is not None and not self._lanes.shrunk:
             await self._on_want(ref.digest)
         try:
             while True:
@@ -115,8 +115,10 @@ class Transfers:
             del self._live[digest]
 
     def attach(self) -> None:
-        """Ask on the new wire."""
+        """Ask on the new wire, which a broadcast chunk may break as it did those before."""
         for transfer in list(self._live.values()):
+            if self._on_unwant is not None and self._lanes.shrunk:
+                self._on_unwant(transfer.ref.digest)
             transfer.attach()
 
     def detach(self) -> None:

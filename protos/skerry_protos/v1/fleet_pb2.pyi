@@ -149,20 +149,22 @@ class BlobRef(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., role: _Optional[str] = ...) -> None: ...
 
 class BlobRequest(_message.Message):
-    __slots__ = ("digest", "size", "chunk", "offsets", "repair", "bare")
+    __slots__ = ("digest", "size", "chunk", "offsets", "repair", "bare", "alone")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     OFFSETS_FIELD_NUMBER: _ClassVar[int]
     REPAIR_FIELD_NUMBER: _ClassVar[int]
     BARE_FIELD_NUMBER: _ClassVar[int]
+    ALONE_FIELD_NUMBER: _ClassVar[int]
     digest: bytes
     size: int
     chunk: int
     offsets: _containers.RepeatedScalarFieldContainer[int]
     repair: bool
     bare: bool
-    def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., chunk: _Optional[int] = ..., offsets: _Optional[_Iterable[int]] = ..., repair: _Optional[bool] = ..., bare: _Optional[bool] = ...) -> None: ...
+    alone: bool
+    def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., chunk: _Optional[int] = ..., offsets: _Optional[_Iterable[int]] = ..., repair: _Optional[bool] = ..., bare: _Optional[bool] = ..., alone: _Optional[bool] = ...) -> None: ...
 
 class BlobChunk(_message.Message):
     __slots__ = ("digest", "offset", "crc32")
