@@ -44,6 +44,20 @@ def test_only_numbers_are_numbers(data: object, why: str) -> None:
         parse(body(data=data), None, SPECS)
 
 
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64"])
+@given(st.data())
+def test_numbers_are_rounded_as_numpy_rounds_them(datatype: str, data: st.DataObject) -> None:
+    dtype = DATATYPES[datatype]
+    most = float(np.finfo(dtype).max)
+    numbers = st.floats(-most, most) | st.integers(-1000, 1000) | st.just(most) | st.just(-most)
+    given_numbers = data.draw(st.lists(numbers, min_size=1, max_size=600))
+    shape = [1, len(given_numbers)]
+    made = body(datatype=datatype, data=given_numbers, shape=shape)
+    found = parse(made, None, [Spec(name="x", shape=(None, None), dtype=dtype)]).inputs["x"]
+    assert found.dtype == dtype
+    assert np.array_equal(found[0], np.array(given_numbers, np.float64).astype(dtype))
+
+
 @pytest.mark.parametrize("datatype", sorted(DATATYPES))
 def test_binary_tensors_both_ways(datatype: str) -> None:
     dtype = DATATYPES[datatype]
