@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
 from fastapi import FastAPI
+from skerry_protos.patience import Impatient
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from skerry_cloud.door import Door
@@ -18,45 +19,11 @@ TLS_BUFFER = 32 * 1024
 
 asyncio's own is 256 KiB: 1000 connections that never finish their handshake took 300 MB.
 """
-HEAD_S = 20.0
-"""How long a connection may take to bring a request's head."""
 STOP_S = 5
 
 
-class _Protocol(H11Protocol):
-    """Closes a connection that does not bring its next request within HEAD_S of beginning it."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._late: asyncio.TimerHandle | None = None
-        self._expect()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._busy:
-            self._cancel()
-        elif self._late is None:
-            self._expect()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel()
-        super().connection_lost(exc)
-
-    @property
-    def _busy(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
-
-    def _expect(self) -> None:
-        self._late = self.loop.call_later(HEAD_S, self._give_up)
-
-    def _give_up(self) -> None:
-        if not self._busy:
-            self.transport.abort()
-
-    def _cancel(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+class _Protocol(Impatient, H11Protocol):
+    """HTTP/1.1 for whoever connects."""
 
 
 class _Server(uvicorn.Server):

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import uvicorn
+from skerry_protos.patience import Impatient
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from skerry_edge.inference.server import Endpoint
@@ -71,10 +72,10 @@ class _Joined(asyncio.Transport):
         self._transport.set_protocol(protocol)
 
 
-class _Protocol(HttpToolsProtocol):
+class _Protocol(Impatient, HttpToolsProtocol):
     """uvicorn's HTTP/1.1 over httptools."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Any) -> None:
         super().connection_made(_Joined(transport))
 
 

@@ -6,6 +6,7 @@ POST /v2/models/NAME[/versions/V]/infer
 GET  /metrics                                   Prometheus
 """
 
+import asyncio
 import hmac
 import logging
 import re
@@ -29,7 +30,21 @@ Send = Callable[[Message], Awaitable[None]]
 JSON, BINARY, TEXT = b"application/json", b"application/octet-stream", b"text/plain; version=0.0.4"
 HEADER_LENGTH = b"inference-header-content-length"
 TRACEPARENT, TRACEPARENT_LIMIT = b"traceparent", 200
+BODY_S = 60.0
+"""How long a request's body may take to come."""
+
+
+class TooLargeError(SkerryError):
+    """A request is larger than the device takes."""
+
+
+class TooSlowError(SkerryError):
+    """A request's body does not come."""
+
+
 STATUS: tuple[tuple[type[SkerryError], int], ...] = (
+    (TooLargeError, 413),
+    (TooSlowError, 408),
     (InputError, 400),
     (NoModelError, 404),
     (ModelError, 500),
@@ -37,11 +52,12 @@ STATUS: tuple[tuple[type[SkerryError], int], ...] = (
     (SparingError, 503),
     (DeadlineError, 504),
 )
+MORE: dict[int, list[tuple[bytes, bytes]]] = {
+    408: [(b"connection", b"close")],
+    503: [(b"retry-after", b"1")],
+}
+"""What goes with a refusal."""
 _MODEL = re.compile(r"/v2/models/([^/]{1,128})(?:/versions/([^/]{1,64}))?(?:/(infer|ready))?")
-
-
-class TooLargeError(SkerryError):
-    """A request is larger than the device takes."""
 
 
 class Endpoint:
@@ -59,13 +75,9 @@ class Endpoint:
             return
         try:
             status, kind, body, headers = await self._respond(scope, receive)
-        except TooLargeError as error:
-            status, kind, body, headers = 413, JSON, _error(error), []
         except SkerryError as error:
             status = next((code for cls, code in STATUS if isinstance(error, cls)), 500)
-            kind, body, headers = JSON, _error(error), []
-            if status == 503:
-                headers = [(b"retry-after", b"1")]
+            kind, body, headers = JSON, _error(error), MORE.get(status, [])
         except Exception:
             log.exception("a request failed")
             status, kind, headers = 500, JSON, []
@@ -139,10 +151,20 @@ class Endpoint:
         return 200, BINARY, made, [(HEADER_LENGTH, str(head).encode())]
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-        """Return the request's body; raise TooLargeError as soon as it is known to be."""
+        """Return the request's body; raise TooLargeError as soon as it is known to be.
+
+        Raise TooSlowError when it does not come.
+        """
         said = headers.get(b"content-length", b"0")
         if said.isdigit() and int(said) > self._limit:
             raise TooLargeError(f"the request has {int(said)} bytes; at most {self._limit} go")
+        try:
+            async with asyncio.timeout(BODY_S):
+                return await self._whole(receive)
+        except TimeoutError:
+            raise TooSlowError(f"the request's body took more than {BODY_S:g} s to come") from None
+
+    async def _whole(self, receive: Receive) -> bytes:
         parts: list[bytes] = []
         size = 0
         while True:

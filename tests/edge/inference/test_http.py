@@ -126,6 +126,38 @@ async def test_chunks_without_end_are_refused_at_the_limit(tmp_path: Path) -> No
         writer.close()
 
 
+async def test_who_brings_no_whole_request_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skerry_protos.patience.Impatient.head_s", 0.5)
+    monkeypatch.setattr("skerry_edge.inference.server.BODY_S", 0.5)
+
+    async def hang(port: int, said: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(said)
+        try:
+            async with asyncio.timeout(15):
+                return await reader.read()
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+
+    async with serving(tmp_path / "m") as port:
+        half_a_body = f"{INFER}Content-Length: 100\r\n\r\n{{".encode()
+        hanging = [
+            asyncio.create_task(hang(port, said))
+            for said in [b"", INFER.encode(), half_a_body] * 10
+        ]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sized(asked(ROWS[0].tolist())))
+        assert (await answered(reader))[0] == 200
+        writer.close()
+        answers = await asyncio.gather(*hanging)
+    assert answers.count(b"") == 20
+    assert sum(each.startswith(b"HTTP/1.1 408") for each in answers) == 10
+
+
 async def test_binary_tensors_go_both_ways(tmp_path: Path) -> None:
     async with serving(tmp_path / "m") as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
