@@ -131,6 +131,28 @@ async def test_a_native_app_comes_to_the_same(fleet: SmallFleet, strategy: str) 
     assert held == {ended.app, ended.model}
 
 
+@pytest.mark.parametrize(("app", "replies"), [(LEDGER, (1, 3)), (STEADY, (1, 5))])
+async def test_a_run_that_began_with_anothers_model_comes_to_the_same(
+    fleet: SmallFleet, app: Path, replies: tuple[int, int]
+) -> None:
+    """Once before there is a checkpoint, which has the model in it, and once after."""
+    usual = options("fedavg")
+    if app is LEDGER:
+        usual["run_config"] = {"train_s": 0.1}
+    first = await fleet.train(app, **usual | {"rounds": 1})
+    wanted = usual | {"rounds": 2, "initial": first.id}
+    clean = await fleet.train(app, **wanted)
+    run = await fleet.begin(app, **wanted)
+    for count in replies:
+        await seen(fleet, run, "reply", count)
+        await begin_again(fleet)
+    ended = await fleet.ended(run)
+    assert ended.state == "completed", await fleet.story(run)
+    assert ended.model == clean.model != first.model
+    assert await asked(fleet, run) == await asked(fleet, clean)
+    assert len(await fleet.events(run, "reply")) == len(await fleet.events(clean, "reply"))
+
+
 def ledger(**config: Any) -> dict[str, Any]:
     return {"seed": SEED, "min_devices": 2, "rounds": 2, "run_config": config}
 
