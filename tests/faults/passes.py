@@ -12,6 +12,7 @@ from typing import Any
 
 from skerry_cloud.identity import Authority
 from skerry_devices.client import at
+from skerry_devices.waiting import until
 from skerry_edge.enrolment import join
 from skerry_edge.identity import Identity, load_key, new_csr
 from skerry_edge.links import Credentials
@@ -172,14 +173,28 @@ def tokens(tally: Tally, world: World) -> None:
     number = 0
     while tally.trials < tally.count:
         number += 1
-        with world.client() as client:
-            word = client.post(at("invites"), {"uses": 1})["token"]
+        word = _invited(world)
         homes = [world.home / "joining" / f"t{number}-{place}" for place in range(TOKENS)]
         with ThreadPoolExecutor(8) as pool:
             joined = list(pool.map(lambda home, word=word: _joins(word, home), homes))
         tally.require(sum(joined) == 1, f"{sum(joined)} devices joined with a token for one")
         tally.require(not _joins(word, world.home / "joining" / f"t{number}-late"), "used again")
         tally.trials += 1
+
+
+def _invited(world: World) -> str:
+    """Return a token for one, as soon as the coordinator hears this address again."""
+
+    def invited() -> str | None:
+        with world.client() as client:
+            try:
+                return str(client.post(at("invites"), {"uses": 1})["token"])
+            except SkerryError as error:
+                if "too many refused" not in error.message:
+                    raise
+                return None
+
+    return until(invited, timeout_s=90, what="an invite", every_s=1.0)
 
 
 def _joins(word: str, home: Path) -> bool:
