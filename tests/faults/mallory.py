@@ -3,6 +3,7 @@
 It speaks the real session over the real link, and goes below it for what a session never sends.
 """
 
+import asyncio
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,6 @@ from skerry_protos.codecs import installed as codecs
 from skerry_protos.errors import RefusedError, RejectedError
 from skerry_protos.messages import BlobRef, Parcel, ParcelId, ParcelKind, new_id
 from skerry_protos.seams import Stream
-from skerry_protos.session import pack
 from skerry_protos.v1 import fleet_pb2 as pb
 from skerry_protos.v1 import work_pb2
 
@@ -169,11 +169,21 @@ class Mallory:
 
     def say(self, **kind: Any) -> None:
         """Send a frame that the session itself would not."""
-        number = self.link.session.number
-        self.send(pack(pb.Frame(session=number, **kind)))
+        lanes = self.link.session._lanes
+
+        async def say() -> None:  # by the session's own sender: a call of gRPC has one writer
+            lanes.control(object(), pb.Frame(**kind))
+
+        self._background.do(say())
 
     def send(self, packet: bytes) -> None:
-        """Send a packet as it is."""
-        wire = self.link.session._lanes.wire
-        assert wire is not None
-        self._background.do(wire.send(packet))
+        """Send a packet as it is, while the session's own sender has nothing to send."""
+        lanes = self.link.session._lanes
+
+        async def send() -> None:
+            while lanes._sleeping is None or lanes._sleeping.done():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            assert lanes.wire is not None
+            await lanes.wire.send(packet)
+
+        self._background.do(send())
